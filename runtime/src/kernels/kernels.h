@@ -1,0 +1,84 @@
+// The table of compute kernels: one instance per instruction set, all bit-identical (docs/arithmetic.md).
+// Plain data only: kernel files are compiled with their own target flags and include nothing but this
+// header, quant/blocks.h and intrinsics, so that no inline function leaks an instruction set through the linker.
+#pragma once
+
+#include <stddef.h>
+#include <stdint.h>
+
+namespace sbr {
+
+// One token's input of a matrix. Float weight types read `f`; quantised ones read q, d and sum (rule 3).
+// n is a multiple of 32 whenever q is used.
+struct Activation {
+  const float* f;    // [n]
+  const int8_t* q;   // [n]
+  const float* d;    // [n / 32]
+  const float* sum;  // [n / 32]
+};
+
+// y[r] = dot(row r of w, x), r in 0..n_rows. Rows are row_bytes apart.
+typedef void (*GemvFn)(const uint8_t* w, size_t row_bytes, size_t n_rows, size_t n, const Activation* x, float* y);
+
+// y[i] = dot(row rows[i] of w, x), i in 0..n_rows.
+typedef void (*GatherGemvFn)(const uint8_t* w, size_t row_bytes, const uint32_t* rows, size_t n_rows, size_t n,
+                             const Activation* x, float* y);
+
+// y[t * y_stride + r] = dot(row r of w, x[t]), t in 0..n_tokens.
+typedef void (*GemmFn)(const uint8_t* w, size_t row_bytes, size_t n_rows, size_t n, const Activation* x, size_t n_tokens,
+                       float* y, size_t y_stride);
+
+// y[c - col_begin] = fma(coefficient[i] * d, q, y[...]) over i ascending (rule 8); columns are multiples of 32.
+typedef void (*AxpyRowsFn)(const uint8_t* w, size_t row_bytes, const uint32_t* rows, const float* coefficient,
+                           size_t n_rows, size_t col_begin, size_t col_end, float* y);
+
+// Kernels that depend on the weight's type. NULL members: the type has no such kernel (see weight_kernels()).
+struct WeightKernels {
+  GemvFn gemv;
+  GatherGemvFn gather_gemv;
+  GemmFn gemm;
+  AxpyRowsFn axpy_rows;
+};
+
+// GGUF type numbers that WeightKernels are indexed by; must exceed the largest supported one (BF16 = 30).
+enum { kWeightTypeSlots = 32 };
+
+struct Kernels {
+  uint32_t isa;      // SBR_ISA_*
+  const char* name;  // as sbr_isa_info.name
+
+  WeightKernels weights[kWeightTypeSlots];
+
+  // Rule 3. n is a multiple of 32.
+  void (*quantise)(const float* x, size_t n, int8_t* q, float* d, float* sum);
+  // Rule 7. x and y may be the same.
+  void (*rms_norm)(const float* x, const float* weight, float eps, size_t n, float* y);
+  // Rule 13 times up; h may be gate. relu_mul: h = gate > 0 ? gate * up : 0.
+  void (*silu_mul)(const float* gate, const float* up, size_t n, float* h);
+  void (*relu_mul)(const float* gate, const float* up, size_t n, float* h);
+  // Writes the indices (+ base) of x[i] > threshold, ascending; returns how many. `out` has room for n + 16.
+  size_t (*compact_greater)(const float* x, size_t n, float threshold, uint32_t base, uint32_t* out);
+  // y += x;  y = fma(a, x, y)
+  void (*add)(const float* x, size_t n, float* y);
+  void (*scaled_add)(float a, const float* x, size_t n, float* y);
+  // Rule 12 for one head of head_dim floats; cos_sin holds head_dim/2 cosines, then as many sines.
+  void (*rope_neox)(float* x, size_t head_dim, const float* cos_sin);
+  void (*f32_to_f16)(const float* x, size_t n, uint16_t* y);  // round to nearest even
+  // Rule 11. Positions are stride elements apart. scores[t] = dot(q, k_t) * scale.
+  void (*attn_scores_f16)(const float* q, const uint16_t* k, size_t stride, size_t n_pos, size_t head_dim, float scale, float* scores);
+  void (*attn_scores_f32)(const float* q, const float* k, size_t stride, size_t n_pos, size_t head_dim, float scale, float* scores);
+  void (*softmax)(float* x, size_t n);
+  // out[c] = fma(p[t], v[t][c], out[c]) from 0.
+  void (*attn_mix_f16)(const float* p, const uint16_t* v, size_t stride, size_t n_pos, size_t head_dim, float* out);
+  void (*attn_mix_f32)(const float* p, const float* v, size_t stride, size_t n_pos, size_t head_dim, float* out);
+};
+
+// dispatch.cpp
+size_t kernels_count();                          // compiled in, best last
+const Kernels* kernels_at(size_t index);
+bool kernels_supported(const Kernels* kernels);  // by this CPU and operating system
+const char* kernels_requires(const Kernels* kernels);  // "avx2,fma,f16c"
+const Kernels* kernels_best();
+const Kernels* kernels_for(uint32_t isa);        // NULL: not compiled in; SBR_ISA_AUTO: the best
+
+}  // namespace sbr
