@@ -1,18 +1,20 @@
 """What travels between host and device, as JSON: one line per message.
 
-Plain frozen dataclasses. :func:`to_json` and :func:`from_json` walk their annotations, so a message is
-described in one place; what comes from the other side is checked field by field, and an error names the
-path (``RunRecord.samples.decode_ns[3]: expected an integer, got "x"``). Unknown fields are ignored, so an
-older host reads a newer record; missing fields take their default or are an error.
+Plain frozen dataclasses; :mod:`.wirejson` turns them into JSON and back by their annotations, so a message is
+described in one place.
 
-Units are in the names: ``_ns`` nanoseconds, ``_bytes`` bytes, ``_s`` seconds, ``_khz``, ``_mc`` (1/1000 deg C).
+Units are in the names: ``_ns`` nanoseconds, ``_bytes`` bytes, ``_s`` seconds, ``_khz``, ``_mc`` (1/1000 deg
+C).
 """
 
-import dataclasses
-import json
-import typing
 from dataclasses import dataclass, field
 from typing import Any, Dict, List, Optional
+
+from .wirejson import WireError as WireError
+from .wirejson import dumps as dumps
+from .wirejson import from_json as from_json
+from .wirejson import loads as loads
+from .wirejson import to_json as to_json
 
 SCHEMA_VERSION = 1
 
@@ -33,10 +35,6 @@ CHECK_VERDICTS = ("ok", "wrong", "unchecked")
 
 # Three-valued: "unknown" where the device has no sensor that could tell.
 THROTTLE_VERDICTS = ("no", "yes", "unknown")
-
-
-class WireError(ValueError):
-    """A message that does not have the shape it should have."""
 
 
 # ---- in: what to do --------------------------------------------------------------------------------
@@ -74,12 +72,14 @@ class SynthSpec:
 
 @dataclass(frozen=True)
 class ModelRef:
-    """A model on the device. ``digest`` is the SHA-256 of the file, "" until it is known."""
+    """A model on the device. ``digest`` is the SHA-256 of the file, "" until it is known. ``profile`` names
+    the set statistics of a synthetic one."""
 
     name: str
     path: str
     digest: str = ""
     synthetic: Optional[SynthSpec] = None
+    profile: str = ""
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,8 @@ class Workload:
 
 @dataclass(frozen=True)
 class Settings:
-    """How it is computed, as requested. ``threads`` 0: one per CPU; ``cpus`` empty: not pinned."""
+    """How it is computed, as requested. ``threads`` 0: one per CPU; ``cpus`` empty: not pinned.
+    ``populate``: every page of the weights is touched before anything is timed."""
 
     threads: int = 0
     cpus: List[int] = field(default_factory=list)
@@ -109,13 +110,16 @@ class Settings:
     lm_head_threshold: float = 0.0
     requantise_down: bool = False
     load: str = "mmap"
+    populate: bool = True
 
 
 @dataclass(frozen=True)
 class ReferencePosition:
-    """One decode step of a slow reference run. ``rows``/``logits`` are a fixed sample of the
-    vocabulary (top rows included). ``kept_hash`` is over the rows that the lm_head predictor kept, without
-    ``borderline`` ones (score within rounding of the threshold)."""
+    """One decode step of a slow reference run; step -1 is the end of the prompt (of a workload that
+    generates nothing). ``rows``/``logits`` are a fixed sample of the vocabulary (top rows included), ``sd``
+    is over all finite logits, ``margin`` is the distance of the two largest. ``logits_hash`` is over all raw
+    logits. ``kept_hash`` is over the rows that the lm_head predictor kept, without ``borderline`` ones (score
+    within rounding of the threshold)."""
 
     step: int
     sd: float
@@ -131,7 +135,8 @@ class ReferencePosition:
 
 @dataclass(frozen=True)
 class Reference:
-    """Expected outputs of one model, workload and set of switches, computed with scalar kernels."""
+    """Expected outputs of one model, workload and set of switches, computed with scalar kernels.
+    ``key`` is what :func:`stbench.agent.verify.reference_key` says of the job."""
 
     key: str
     model_digest: str
@@ -141,7 +146,8 @@ class Reference:
 @dataclass(frozen=True)
 class JobSpec:
     """One process invocation on a device. ``purpose`` is "measure" or "reference"; ``id`` is
-    content-addressed; ``label`` is what a person types: ``local:smallthinker-4b/sparse+lmhead/t2/tg256``."""
+    content-addressed; ``label`` is what a person types: ``local:smallthinker-4b/sparse+lmhead/t2/tg256``.
+    ``library`` is the path of libsbr.so on the device, "" for engines that have none."""
 
     id: str
     label: str
@@ -159,6 +165,39 @@ class JobSpec:
     timeout_s: float = 600.0
     reference: Optional[Reference] = None
     schema: int = SCHEMA_VERSION
+
+
+@dataclass(frozen=True)
+class MakeRequest:
+    """Stdin of ``make`` (all of it) and of ``digest`` (``path`` only)."""
+
+    path: str
+    library: str = ""
+    spec: Optional[SynthSpec] = None
+
+
+@dataclass(frozen=True)
+class LimitProbe:
+    """One measurement of what the machine can do. ``kind`` is "read" (streaming), "gather" (whole rows in
+    random order) or "storage" (random reads of ``path``). ``cpus`` as in Settings; ``row_bytes`` is one
+    gathered row or one read; ``direct`` bypasses the page cache."""
+
+    kind: str
+    threads: int = 0
+    cpus: List[int] = field(default_factory=list)
+    row_bytes: int = 0
+    buffer_bytes: int = 0
+    duration_s: float = 1.0
+    path: str = ""
+    direct: bool = False
+
+
+@dataclass(frozen=True)
+class LimitsRequest:
+    """Stdin of ``rooflines``."""
+
+    library: str
+    probes: List[LimitProbe]
 
 
 # ---- out: what was found ---------------------------------------------------------------------------
@@ -201,6 +240,7 @@ class DeviceFacts:
     boot_id: Optional[str] = None
     fingerprint: str = ""
     notes: List[str] = field(default_factory=list)
+    board: Optional[str] = None
 
 
 @dataclass(frozen=True)
@@ -245,7 +285,9 @@ class Effective:
 
 @dataclass(frozen=True)
 class Samples:
-    """Raw durations. TTFT is from the start of the prompt's prefill to its logits."""
+    """Raw durations. TTFT is from the start of the prompt's prefill to its logits (0: no prompt);
+    ``prefill_ns[i]`` is the i-th batch, of ``prefill_tokens[i]`` tokens; ``decode_ns`` is per token, lm_head
+    included."""
 
     ttft_ns: int
     prefill_ns: List[int]
@@ -279,6 +321,8 @@ class PhaseCounters:
 
 @dataclass(frozen=True)
 class Counters:
+    """The timed phases apart; the lists hold one number per layer, both phases together."""
+
     prefill: PhaseCounters
     decode: PhaseCounters
     layer_neurons_examined: List[int]
@@ -287,16 +331,21 @@ class Counters:
 
 @dataclass(frozen=True)
 class Memory:
-    """``peak_rss_bytes`` is VmHWM of the measuring process, mapped weights included."""
+    """``peak_rss_bytes`` is VmHWM of the measuring process, mapped weights included, after the last timed
+    token. Of it, ``baseline_rss_bytes`` were there before the library was loaded (the Python interpreter) and
+    ``capture_bytes`` hold logits for the check."""
 
     peak_rss_bytes: int
     rss_anon_bytes: Optional[int] = None
     rss_file_bytes: Optional[int] = None
+    baseline_rss_bytes: Optional[int] = None
+    capture_bytes: int = 0
 
 
 @dataclass(frozen=True)
 class Telemetry:
-    """Frequencies and temperatures before and after; empty where there are no sensors."""
+    """Frequencies (per CPU) and temperatures before and after; empty where there are no sensors.
+    ``throttled`` is one of THROTTLE_VERDICTS; ``load_average`` is the one-minute one before the run."""
 
     khz_before: List[int]
     khz_after: List[int]
@@ -325,6 +374,8 @@ class Check:
 
 @dataclass(frozen=True)
 class Versions:
+    """What computed: agent version, ``sbr_build_info`` (compiler, flags, target), digest of the library."""
+
     agent: str
     runtime: Dict[str, Any]
     library_sha256: str
@@ -332,7 +383,9 @@ class Versions:
 
 @dataclass(frozen=True)
 class RunRecord:
-    """One process invocation. Parts that a failed run never reached are None."""
+    """One process invocation. Parts that a failed run never reached are None. Samples of a run that is not
+    "ok" are kept for diagnosis and are no speed. ``reference`` is the result of purpose "reference", which
+    has no samples."""
 
     id: str
     label: str
@@ -359,82 +412,39 @@ class RunRecord:
     versions: Optional[Versions] = None
     warnings: List[str] = field(default_factory=list)
     schema: int = SCHEMA_VERSION
+    purpose: str = "measure"
+    reference: Optional[Reference] = None
 
 
-# ---- JSON --------------------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class Progress:
+    """A line of ``make`` and ``digest`` before the last one. ``stage`` is "write" or "hash"."""
 
-T = typing.TypeVar("T")
-
-
-def to_json(message: Any) -> Any:
-    """A dataclass as JSON-ready dicts and lists, in field order."""
-    return dataclasses.asdict(message)
-
-
-def dumps(message: Any) -> str:
-    """One line. NaN and infinities are refused: they are not JSON."""
-    return json.dumps(to_json(message), separators=(",", ":"), allow_nan=False)
+    stage: str
+    done_bytes: int
+    total_bytes: int
 
 
-def loads(cls: "typing.Type[T]", line: str) -> T:
-    """The inverse of :func:`dumps`. Raises :class:`WireError`."""
-    try:
-        data = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise WireError("%s: not JSON: %s" % (cls.__name__, error))
-    return from_json(cls, data)
+@dataclass(frozen=True)
+class ModelFile:
+    """The last line of ``make`` and ``digest``; ``status`` "ok" or another one of STATUSES."""
+
+    status: str
+    path: str
+    detail: str = ""
+    bytes: int = 0
+    sha256: str = ""
+    already_there: bool = False
 
 
-def from_json(cls: "typing.Type[T]", data: Any) -> T:
-    """Checks ``data`` against the annotations of ``cls``. Raises :class:`WireError` naming the path."""
-    return typing.cast(T, _decode(cls, data, cls.__name__))
+@dataclass(frozen=True)
+class LimitResult:
+    """A line of ``rooflines`` per probe. bytes / ns is GB/s; ``operations`` are rows gathered or reads."""
 
-
-def _decode(kind: Any, data: Any, path: str) -> Any:
-    if kind is Any:
-        return data
-    origin = typing.get_origin(kind)
-    if origin is typing.Union:
-        if data is None:
-            return None
-        return _decode(typing.get_args(kind)[0], data, path)
-    if origin is list:
-        if not isinstance(data, list):
-            raise _mismatch(path, "a list", data)
-        item = typing.get_args(kind)[0]
-        return [_decode(item, value, "%s[%d]" % (path, i)) for i, value in enumerate(data)]
-    if origin is dict:
-        if not isinstance(data, dict):
-            raise _mismatch(path, "an object", data)
-        item = typing.get_args(kind)[1]
-        return {key: _decode(item, value, "%s.%s" % (path, key)) for key, value in data.items()}
-    if dataclasses.is_dataclass(kind):
-        return _decode_object(kind, data, path)
-    if kind is float and isinstance(data, int) and not isinstance(data, bool):
-        return float(data)
-    if not isinstance(data, kind) or (isinstance(data, bool) and kind is not bool):
-        raise _mismatch(path, _NAMES[kind], data)
-    return data
-
-
-def _decode_object(kind: Any, data: Any, path: str) -> Any:
-    if not isinstance(data, dict):
-        raise _mismatch(path, "an object", data)
-    hints = typing.get_type_hints(kind)
-    values = {}
-    for spec in dataclasses.fields(kind):
-        if spec.name in data:
-            values[spec.name] = _decode(hints[spec.name], data[spec.name], "%s.%s" % (path, spec.name))
-        elif spec.default is dataclasses.MISSING and spec.default_factory is dataclasses.MISSING:
-            raise WireError("%s.%s: missing" % (path, spec.name))
-    return kind(**values)
-
-
-_NAMES = {int: "an integer", float: "a number", str: "a string", bool: "true or false"}
-
-
-def _mismatch(path: str, expected: str, data: Any) -> WireError:
-    shown = json.dumps(data)
-    if len(shown) > 60:
-        shown = shown[:57] + "..."
-    return WireError("%s: expected %s, got %s" % (path, expected, shown))
+    probe: LimitProbe
+    status: str
+    detail: str = ""
+    threads: int = 0
+    bytes: int = 0
+    ns: int = 0
+    operations: int = 0

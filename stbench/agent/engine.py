@@ -1,0 +1,73 @@
+"""What :mod:`stbench.agent.measure` asks of an engine that evaluates tokens."""
+
+from typing import Any, Dict, List, NamedTuple, Protocol, Sequence, Tuple
+
+from .wire import Effective, ModelRef, ModelShape, PhaseCounters, Settings
+
+# Names of PhaseCounters are names of sbr_counters.
+COUNTER_NAMES = tuple(PhaseCounters.__annotations__)
+
+
+class Prefill(NamedTuple):
+    """``batch_ns[i]`` for ``batch_tokens[i]`` tokens; ``logits``: one row of floats, or None."""
+
+    batch_ns: List[int]
+    batch_tokens: List[int]
+    logits: Any
+
+
+class Decode(NamedTuple):
+    """``token_ns`` per token; ``logits`` and ``scores``: a row of floats per captured step."""
+
+    token_ns: List[int]
+    logits: List[Any]
+    scores: List[Any]
+
+
+class Engine(Protocol):
+    """Evaluates tokens of one model under one set of settings. Calls come in this order: open, then any of
+    the others, then close. Errors are :class:`stbench.agent.sbr.NativeError`, OSError or MemoryError."""
+
+    def build_info(self) -> Dict[str, Any]:
+        """Version, compiler, flags; known before ``open``."""
+        ...
+
+    def isas(self) -> List[str]:
+        """Instruction sets that this CPU can run; known before ``open``."""
+        ...
+
+    def open(self, model: ModelRef, settings: Settings) -> ModelShape:
+        """Loads the model and allocates everything."""
+        ...
+
+    def warnings(self) -> List[str]:
+        """What loading had to assume."""
+        ...
+
+    def effective(self) -> Effective:
+        """Settings in force; affinity as the kernel has it at this moment."""
+        ...
+
+    def prefill(self, tokens: Sequence[int], logits: bool) -> Prefill:
+        """Appends a prompt; its last logits when asked."""
+        ...
+
+    def decode(self, tokens: Sequence[int], steps: Sequence[int], scores: bool) -> Decode:
+        """Appends tokens one by one, each with its logits; those of ``steps`` are kept."""
+        ...
+
+    def rewind(self) -> None:
+        """Forgets all tokens."""
+        ...
+
+    def reset_counters(self) -> None:
+        """Sets the counters to 0."""
+        ...
+
+    def counters(self) -> Tuple[PhaseCounters, List[Tuple[int, int]]]:
+        """Sums since the last reset, and neurons (examined, active) per layer."""
+        ...
+
+    def close(self) -> None:
+        """Frees everything; also after a failed ``open``."""
+        ...

@@ -1,0 +1,168 @@
+"""Engines by name: ``sbr`` is the native runtime, ``fake`` a stand-in for tests (:mod:`stbench.agent.fake`).
+
+An engine process (llama-bench, an external command) that times itself does not fit
+:class:`stbench.agent.engine.Engine`; it will get its own runner beside :func:`stbench.agent.measure.measure`.
+"""
+
+from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
+
+from . import sbr
+from .engine import COUNTER_NAMES, Decode, Engine, Prefill
+from .fake import FakeEngine
+from .sbr import _abi
+from .tree import Tree, cpu_list
+from .wire import Effective, ModelRef, ModelShape, PhaseCounters, Settings
+
+
+class SbrEngine:
+    """libsbr through ctypes. Raises :class:`stbench.agent.sbr.LoadError` when it cannot be loaded."""
+
+    def __init__(self, library: str) -> None:
+        self._library = sbr.load(library)
+        self._names = {isa.number: isa.name for isa in self._library.isas()}
+        self._model: Optional[sbr.Model] = None
+        self._session: Optional[sbr.Session] = None
+        self._settings = Settings()
+
+    def build_info(self) -> Dict[str, Any]:
+        """See :class:`stbench.agent.engine.Engine`."""
+        return self._library.build_info()
+
+    def isas(self) -> List[str]:
+        """See :class:`stbench.agent.engine.Engine`."""
+        return [isa.name for isa in self._library.isas() if isa.supported]
+
+    def open(self, model: ModelRef, settings: Settings) -> ModelShape:
+        """See :class:`stbench.agent.engine.Engine`."""
+        self._settings = settings
+        self._model = sbr.Model(
+            self._library,
+            model.path,
+            load=settings.load,
+            requantise_down=settings.requantise_down,
+            populate=settings.populate,
+        )
+        self._session = sbr.Session(
+            self._model,
+            n_threads=settings.threads,
+            cpus=settings.cpus,
+            isa=settings.isa,
+            n_ctx=settings.n_ctx,
+            n_batch=settings.n_batch,
+            kv_type=settings.kv_type,
+            kv_touch=settings.kv_touch,
+            sparse_ffn=settings.sparse_ffn,
+            sparse_lm_head=settings.sparse_lm_head,
+            lm_head_threshold=settings.lm_head_threshold,
+        )
+        info = self._model.info
+        return ModelShape(
+            architecture=info.architecture.decode("utf-8", "replace"),
+            n_layer=info.n_layer,
+            n_embd=info.n_embd,
+            n_head=info.n_head,
+            n_head_kv=info.n_head_kv,
+            head_dim=info.head_dim,
+            n_ff=info.n_ff,
+            n_expert=info.n_expert,
+            n_expert_used=info.n_expert_used,
+            n_vocab=info.n_vocab,
+            down_layout=sbr.DOWN_LAYOUTS.get(info.down_layout, str(info.down_layout)),
+            lm_head_predictor_rank=info.lm_head_predictor_rank,
+            n_params=info.n_params,
+            n_params_active=info.n_params_active,
+            file_bytes=info.file_bytes,
+            weight_bytes=info.weight_bytes,
+        )
+
+    def _opened(self) -> Tuple[sbr.Model, sbr.Session]:
+        if self._model is None or self._session is None:
+            raise sbr.NativeError(_abi.ERR_STATE, "no model is open")
+        return self._model, self._session
+
+    def warnings(self) -> List[str]:
+        """See :class:`stbench.agent.engine.Engine`."""
+        return self._opened()[0].warnings()
+
+    def effective(self) -> Effective:
+        """See :class:`stbench.agent.engine.Engine`."""
+        model, session = self._opened()
+        info = session.info()
+        types = {number: name for name, number in sbr.TYPES.items()}
+        return Effective(
+            threads=info.n_threads,
+            affinity=[_affinity(thread) for thread in session.thread_ids()],
+            isa=self._names.get(info.isa, str(info.isa)),
+            n_ctx=info.n_ctx,
+            n_batch=info.n_batch,
+            kv_type=types.get(info.kv_type, str(info.kv_type)),
+            kv_bytes=info.kv_bytes,
+            scratch_bytes=info.scratch_bytes,
+            sparse_ffn=sbr.SPARSITIES.get(info.sparse_ffn, str(info.sparse_ffn)),
+            sparse_lm_head=bool(info.sparse_lm_head),
+            down_layout=sbr.DOWN_LAYOUTS.get(model.info.down_layout, str(model.info.down_layout)),
+            load=self._settings.load,
+        )
+
+    def prefill(self, tokens: Sequence[int], logits: bool) -> Prefill:
+        """See :class:`stbench.agent.engine.Engine`."""
+        _, session = self._opened()
+        done = session.prefill(tokens, "last" if logits else "none")
+        n_batch = int(session.info().n_batch)
+        sizes = [min(n_batch, len(tokens) - i * n_batch) for i in range(len(done.batches))]
+        return Prefill([end - begin for begin, end in done.batches], sizes, done.logits)
+
+    def decode(self, tokens: Sequence[int], steps: Sequence[int], scores: bool) -> Decode:
+        """See :class:`stbench.agent.engine.Engine`."""
+        model, session = self._opened()
+        done = session.decode(tokens, capture=steps, scores=scores)
+        n_steps = len(steps)
+        return Decode(
+            [end - begin for begin, end in done.times],
+            _rows(done.logits, n_steps, model.n_vocab),
+            _rows(done.scores, n_steps, model.n_vocab),
+        )
+
+    def rewind(self) -> None:
+        """See :class:`stbench.agent.engine.Engine`."""
+        self._opened()[1].rewind(0)
+
+    def reset_counters(self) -> None:
+        """See :class:`stbench.agent.engine.Engine`."""
+        self._opened()[1].reset_counters()
+
+    def counters(self) -> Tuple[PhaseCounters, List[Tuple[int, int]]]:
+        """See :class:`stbench.agent.engine.Engine`."""
+        _, session = self._opened()
+        native = session.counters()
+        return PhaseCounters(
+            **{name: getattr(native, name) for name in COUNTER_NAMES}
+        ), session.layer_counters()
+
+    def close(self) -> None:
+        """See :class:`stbench.agent.engine.Engine`."""
+        if self._model is not None:
+            self._model.close()
+            self._model = self._session = None
+
+
+def _affinity(thread: int) -> List[int]:
+    """CPUs that a thread of this process may run on, as /proc says; [] when /proc is not readable."""
+    return cpu_list(Tree().fields("proc/self/task/%d/status" % thread).get("Cpus_allowed_list", ""))
+
+
+def _rows(block: Any, n_rows: int, n_vocab: int) -> List[Any]:
+    if block is None:
+        return []
+    view = memoryview(block).cast("B").cast("f")
+    return [view[i * n_vocab : (i + 1) * n_vocab] for i in range(n_rows)]
+
+
+ENGINES: Dict[str, Callable[[str], Engine]] = {"sbr": SbrEngine, "fake": FakeEngine}
+
+
+def create(name: str, library: str) -> Engine:
+    """The engine called ``name``. Raises ValueError for an unknown name, LoadError for a bad library."""
+    if name not in ENGINES:
+        raise ValueError('engine "%s": expected one of %s' % (name, ", ".join(sorted(ENGINES))))
+    return ENGINES[name](library)

@@ -1,0 +1,195 @@
+"""An engine without native code that misbehaves on request, so that the host's pipeline can be tested.
+
+It reads options from the model's name, ``fake:crash`` or ``fake:load=0.1,step=2000000``:
+
+=================  ==========================================================================================
+``vocab=N``        vocabulary (512)
+``step=NS``        reported ns per decoded token, plus up to 5 % seeded by token (1000000)
+``load=S``         seconds slept while loading
+``sleep=S``        seconds slept while decoding
+``hang``           sleeps for ever while decoding
+``crash[=NAME]``   dies by a signal while decoding (``SIGSEGV``)
+``exit[=CODE]``    ends the process without a result (3)
+``oom``            raises MemoryError
+``unsupported``    refuses as an engine does that lacks an instruction set
+``fail``           raises an ordinary exception
+``wrong``          computes other logits than its own scalar reference
+``noise``          computes logits within the tolerance, not equal to the last bit
+=================  ==========================================================================================
+"""
+
+import os
+import signal
+import struct
+import sys
+import time
+from array import array
+from typing import Any, Dict, List, Sequence, Tuple
+
+from .engine import COUNTER_NAMES, Decode, Prefill
+from .sbr import NativeError, _abi
+from .wire import Effective, ModelRef, ModelShape, PhaseCounters, Settings
+
+
+def _noise(number: int) -> int:
+    """32 well mixed bits of an integer."""
+    number &= 0xFFFFFFFF
+    number = ((number ^ (number >> 16)) * 0x7FEB352D) & 0xFFFFFFFF
+    number = ((number ^ (number >> 15)) * 0x846CA68B) & 0xFFFFFFFF
+    return number ^ (number >> 16)
+
+
+class FakeEngine:
+    """Deterministic logits and times from integers; see the module's text for how it is made to misbehave."""
+
+    def __init__(self, _library: str = "") -> None:
+        self._options: Dict[str, str] = {}
+        self._settings = Settings()
+        self._past: List[int] = []
+        self._tokens = 0
+        self._wrong = 0.0
+
+    def build_info(self) -> Dict[str, Any]:
+        """See :class:`stbench.agent.engine.Engine`."""
+        return {"engine": "fake"}
+
+    def isas(self) -> List[str]:
+        """See :class:`stbench.agent.engine.Engine`."""
+        return ["scalar"]
+
+    def _number(self, key: str, absent: float) -> float:
+        return float(self._options.get(key) or absent)
+
+    def open(self, model: ModelRef, settings: Settings) -> ModelShape:
+        """See :class:`stbench.agent.engine.Engine`."""
+        head, _, text = model.name.partition(":")
+        for part in text.split(",") if head == "fake" and text else []:
+            key, _, value = part.partition("=")
+            self._options[key] = value
+        self._settings = settings
+        time.sleep(self._number("load", 0.0))
+        if "unsupported" in self._options:
+            raise NativeError(_abi.ERR_UNSUPPORTED, "the fake engine was asked to refuse")
+        if "fail" in self._options:
+            raise RuntimeError("the fake engine was asked to fail")
+        if "oom" in self._options:
+            raise MemoryError("the fake engine was asked to run out of memory")
+        self._n_vocab = int(self._number("vocab", 512))
+        if settings.isa != "scalar":
+            self._wrong = 1.0 if "wrong" in self._options else 1e-4 if "noise" in self._options else 0.0
+        return ModelShape(
+            architecture="fake",
+            n_layer=2,
+            n_embd=32,
+            n_head=1,
+            n_head_kv=1,
+            head_dim=32,
+            n_ff=64,
+            n_expert=0,
+            n_expert_used=0,
+            n_vocab=self._n_vocab,
+            down_layout="none",
+            lm_head_predictor_rank=8,
+            n_params=1000,
+            n_params_active=1000,
+            file_bytes=0,
+            weight_bytes=4000,
+        )
+
+    def warnings(self) -> List[str]:
+        """See :class:`stbench.agent.engine.Engine`."""
+        return ["this is the fake engine: its numbers are made up"]
+
+    def effective(self) -> Effective:
+        """See :class:`stbench.agent.engine.Engine`."""
+        settings = self._settings
+        return Effective(
+            threads=settings.threads or 1,
+            affinity=[sorted(os.sched_getaffinity(0))] * (settings.threads or 1),
+            isa="scalar",
+            n_ctx=settings.n_ctx,
+            n_batch=settings.n_batch,
+            kv_type=settings.kv_type,
+            kv_bytes=settings.n_ctx * 64,
+            scratch_bytes=4096,
+            sparse_ffn="full" if settings.sparse_ffn else "off",
+            sparse_lm_head=settings.sparse_lm_head,
+            down_layout="none",
+            load=settings.load,
+        )
+
+    def _row(self, position: int, token: int) -> "Tuple[array[float], array[float]]":
+        """Logits and predictor scores of one step: sums of four uniform numbers, so a bell."""
+        seed = _noise(position * 0x9E3779B9 + token)
+        logits, scores = array("f"), array("f")
+        for row in range(self._n_vocab):
+            bits = _noise(seed + row)
+            value = sum(struct.pack("<I", bits)) / 128.0 - 4.0
+            logits.append(value + self._wrong * ((bits >> 3 & 255) / 255.0))
+            scores.append((_noise(bits) & 0xFFFF) / 32768.0 - 1.0)
+        return logits, scores
+
+    def prefill(self, tokens: Sequence[int], logits: bool) -> Prefill:
+        """See :class:`stbench.agent.engine.Engine`."""
+        sizes = [
+            min(self._settings.n_batch, len(tokens) - begin)
+            for begin in range(0, len(tokens), self._settings.n_batch)
+        ]
+        self._past.extend(tokens)
+        self._tokens += len(tokens)
+        row = self._row(len(self._past), tokens[-1])[0] if logits else None
+        return Prefill([size * 100000 for size in sizes], sizes, row)
+
+    def decode(self, tokens: Sequence[int], steps: Sequence[int], scores: bool) -> Decode:
+        """See :class:`stbench.agent.engine.Engine`."""
+        self._misbehave()
+        step_ns = self._number("step", 1e6)
+        times, rows, score_rows = [], [], []
+        for i, token in enumerate(tokens):
+            self._past.append(token)
+            times.append(int(step_ns * (1.0 + _noise(token) % 1000 / 20000.0)))
+            if i in steps:
+                logits, predictor = self._row(len(self._past), token)
+                if self._settings.sparse_lm_head:
+                    for row, score in enumerate(predictor):
+                        if not score > self._settings.lm_head_threshold:
+                            logits[row] = float("-inf")
+                    if scores:
+                        score_rows.append(predictor)
+                rows.append(logits)
+        self._tokens += len(tokens)
+        return Decode(times, rows, score_rows)
+
+    def _misbehave(self) -> None:
+        time.sleep(self._number("sleep", 0.0))
+        if "hang" in self._options:
+            sys.stderr.write("hanging as asked\n")
+            sys.stderr.flush()
+            while True:
+                time.sleep(3600.0)
+        if "crash" in self._options:
+            sys.stderr.write("crashing as asked\n")
+            sys.stderr.flush()
+            os.kill(os.getpid(), getattr(signal, self._options["crash"] or "SIGSEGV"))
+        if "exit" in self._options:
+            os._exit(int(self._number("exit", 3)))
+
+    def rewind(self) -> None:
+        """See :class:`stbench.agent.engine.Engine`."""
+        self._past = []
+
+    def reset_counters(self) -> None:
+        """See :class:`stbench.agent.engine.Engine`."""
+        self._tokens = 0
+
+    def counters(self) -> Tuple[PhaseCounters, List[Tuple[int, int]]]:
+        """See :class:`stbench.agent.engine.Engine`."""
+        values = {name: 0 for name in COUNTER_NAMES}
+        values.update(
+            tokens=self._tokens, weight_bytes=4000 * self._tokens, neurons_examined=128 * self._tokens
+        )
+        values["neurons_active"] = 40 * self._tokens
+        return PhaseCounters(**values), [(64 * self._tokens, 20 * self._tokens)] * 2
+
+    def close(self) -> None:
+        """See :class:`stbench.agent.engine.Engine`."""

@@ -1,0 +1,136 @@
+"""Was the machine itself? Frequencies, temperatures and throttling before and after a run.
+
+The verdict has three values. "yes": something recorded throttling during the run. "no": something that would
+have recorded it did not. "unknown": nothing here could tell; a frequency or a temperature alone cannot.
+
+What can tell: x86 counters of thermal throttling, the Raspberry Pi firmware's flags (sysfs, else
+``vcgencmd``), and cpufreq cooling devices (the kernel's thermal governor lowering the maximal frequency).
+"""
+
+import re
+import subprocess
+from typing import Callable, Dict, List, NamedTuple, Optional
+
+from .tree import Tree, cpu_list
+from .wire import Telemetry
+
+# get_throttled: now, bits 0-3 (under-voltage, capped, throttled, soft temperature limit); since boot, bits
+# 16-19.
+_PI_NOW = 0x0000F
+_PI_SINCE_BOOT = 0xF0000
+
+
+class Snapshot(NamedTuple):
+    """The sensors at one moment; a None or empty member has no sensor."""
+
+    khz: List[int]
+    temperature_mc: Dict[str, int]
+    throttle_counts: Dict[str, int]
+    pi_flags: Optional[int]
+    cooling: Dict[str, int]
+    max_khz: Dict[str, int]
+    load_average: Optional[float]
+
+
+def _vcgencmd() -> Optional[str]:
+    try:
+        done = subprocess.run(
+            ["vcgencmd", "get_throttled"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, timeout=2.0
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.decode("ascii", "replace") if done.returncode == 0 else None
+
+
+def _pi_flags(tree: Tree, vcgencmd: Optional[Callable[[], Optional[str]]]) -> Optional[int]:
+    for soc in tree.names("sys/devices/platform"):
+        if soc == "soc" or soc.startswith("soc@"):
+            for firmware in tree.names("sys/devices/platform/" + soc):
+                if firmware.endswith(":firmware"):
+                    flags = tree.number("sys/devices/platform/%s/%s/get_throttled" % (soc, firmware), 16)
+                    if flags is not None:
+                        return flags
+    text = vcgencmd() if vcgencmd is not None else None
+    match = re.search(r"throttled=(0x[0-9a-fA-F]+)", text or "")
+    return int(match.group(1), 16) if match else None
+
+
+def _load_average(tree: Tree) -> Optional[float]:
+    match = re.match(r"\d+\.\d+", tree.text("proc/loadavg") or "")
+    return float(match.group()) if match else None
+
+
+def snapshot(tree: Optional[Tree] = None, vcgencmd: Optional[Callable[[], Optional[str]]] = None) -> Snapshot:
+    """Reads the sensors. On a live Raspberry Pi ``vcgencmd`` is asked when sysfs does not answer."""
+    tree = tree if tree is not None else Tree()
+    if vcgencmd is None and tree.live and "Raspberry Pi" in (tree.text("proc/device-tree/model") or ""):
+        vcgencmd = _vcgencmd
+    khz: List[int] = []
+    max_khz: Dict[str, int] = {}
+    counts: Dict[str, int] = {}
+    for cpu in cpu_list(tree.text("sys/devices/system/cpu/online") or ""):
+        base = "sys/devices/system/cpu/cpu%d/" % cpu
+        now = tree.number(base + "cpufreq/scaling_cur_freq")
+        if now is not None:
+            khz.append(now)
+        limit = tree.number(base + "cpufreq/scaling_max_freq")
+        if limit is not None:
+            max_khz["cpu%d" % cpu] = limit
+        for kind in ("core", "package"):
+            count = tree.number(base + "thermal_throttle/%s_throttle_count" % kind)
+            if count is not None:
+                counts["cpu%d %s" % (cpu, kind)] = count
+    temperatures: Dict[str, int] = {}
+    cooling: Dict[str, int] = {}
+    for name in tree.names("sys/class/thermal"):
+        base = "sys/class/thermal/%s/" % name
+        kind_text = tree.text(base + "type") or name
+        if name.startswith("thermal_zone"):
+            value = tree.number(base + "temp")
+            if value is not None:
+                label = kind_text if kind_text not in temperatures else "%s (%s)" % (kind_text, name)
+                temperatures[label] = value
+        elif name.startswith("cooling_device") and "cpu" in kind_text.lower():
+            state = tree.number(base + "cur_state")
+            if state is not None:
+                cooling["%s (%s)" % (kind_text, name)] = state
+    return Snapshot(
+        khz=khz,
+        temperature_mc=temperatures,
+        throttle_counts=counts,
+        pi_flags=_pi_flags(tree, vcgencmd),
+        cooling=cooling,
+        max_khz=max_khz,
+        load_average=_load_average(tree),
+    )
+
+
+def throttled(before: Snapshot, after: Snapshot) -> str:
+    """ "yes", "no" or "unknown"; see the module's text."""
+    if any(count > before.throttle_counts.get(key, count) for key, count in after.throttle_counts.items()):
+        return "yes"
+    if after.pi_flags is not None:
+        fresh = after.pi_flags & ~(before.pi_flags or 0) & _PI_SINCE_BOOT
+        if fresh or after.pi_flags & _PI_NOW:
+            return "yes"
+    if any(state > 0 for state in after.cooling.values()) or any(
+        state > 0 for state in before.cooling.values()
+    ):
+        return "yes"
+    if any(khz < before.max_khz.get(key, khz) for key, khz in after.max_khz.items()):
+        return "yes"
+    if after.throttle_counts or after.pi_flags is not None or after.cooling:
+        return "no"
+    return "unknown"
+
+
+def telemetry(before: Snapshot, after: Snapshot) -> Telemetry:
+    """What a record keeps."""
+    return Telemetry(
+        khz_before=before.khz,
+        khz_after=after.khz,
+        temperature_mc_before=before.temperature_mc,
+        temperature_mc_after=after.temperature_mc,
+        throttled=throttled(before, after),
+        load_average=before.load_average,
+    )

@@ -1,0 +1,40 @@
+"""libsbr from Python: models, sessions, synthetic files, probes; ctypes only.
+
+>>> library = load("/path/to/libsbr.so")
+>>> with Model(library, "model.gguf") as model, Session(model, n_threads=2) as session:
+...     logits = session.prefill([1, 2, 3], "last").logits  # numpy.frombuffer(logits, "f4")
+...     decoded = session.decode([4, 5], capture=[1])
+
+Logits and scores are ctypes arrays: they own their memory and speak the buffer protocol, so numpy wraps them
+without a copy. Tokens are any iterable of integers; a writable int32 buffer (array("i"), numpy) is not
+copied. One session belongs to one thread at a time; :meth:`Session.cancel` may come from any.
+"""
+
+from ._files import ProbeResult, describe, probe_gather, probe_read, probe_storage, synth_size, synth_write
+from ._load import Isa, Library, LoadError, NativeError, load
+from ._names import DOWN_LAYOUTS, ISA_AUTO, LOGITS_MODES, SPARSITIES, TYPES
+from ._session import Decoded, Model, Prefilled, Session
+
+__all__ = [
+    "DOWN_LAYOUTS",
+    "ISA_AUTO",
+    "LOGITS_MODES",
+    "SPARSITIES",
+    "TYPES",
+    "Decoded",
+    "Isa",
+    "Library",
+    "LoadError",
+    "Model",
+    "NativeError",
+    "Prefilled",
+    "ProbeResult",
+    "Session",
+    "describe",
+    "load",
+    "probe_gather",
+    "probe_read",
+    "probe_storage",
+    "synth_size",
+    "synth_write",
+]

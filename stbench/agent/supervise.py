@@ -1,0 +1,396 @@
+"""Runs a job in a child process and turns whatever happens to it into a record with a typed status.
+
+The child is a fork of this small process: it loads the library, measures and writes each part of the record
+to a pipe as one JSON line. Its stdout and stderr are read here, passed on to our stderr, and their last
+lines explain a death. The child is the leader of a process group, so that its own children go with it, dies
+with this process (PR_SET_PDEATHSIG), and volunteers to be the out-of-memory killer's first choice, so that
+we live to tell.
+"""
+
+import collections
+import contextlib
+import ctypes
+import datetime
+import faulthandler
+import json
+import os
+import re
+import resource
+import select
+import signal
+import sys
+import time
+from typing import Any, Callable, Deque, Dict, List, NamedTuple, Optional, Tuple
+
+from . import wire
+from .measure import Report, measure
+from .sbr import NativeError, _abi
+from .tree import Tree
+from .wire import JobSpec, RunRecord
+
+_PR_SET_PDEATHSIG = 1
+_LOG_LINES = 12
+# Of a Python stack, innermost first, so many lines.
+_LOG_FRAMES = 2
+_LOG_LINE_CHARS = 300
+# How long output of a dead child's own children is waited for, seconds.
+_DRAIN_S = 0.5
+
+# The fields of a record that arrive as parts, with their types.
+_PARTS: Dict[str, Any] = {
+    "model": wire.ModelRef,
+    "facts": wire.DeviceFacts,
+    "shape": wire.ModelShape,
+    "effective": wire.Effective,
+    "samples": wire.Samples,
+    "counters": wire.Counters,
+    "memory": wire.Memory,
+    "telemetry": wire.Telemetry,
+    "check": wire.Check,
+    "versions": wire.Versions,
+    "reference": wire.Reference,
+}
+
+
+class Outcome(NamedTuple):
+    """How a child ended, before it is a status."""
+
+    returncode: int
+    messages: List[Dict[str, Any]]
+    log: List[str]
+    timed_out: bool
+    cancelled_by: int
+    oom_kills: Optional[int]
+    wall_s: float
+
+
+def run_job(job: JobSpec, work: Callable[[JobSpec, Report], None] = measure) -> RunRecord:
+    """Measures ``job`` and returns its record, whatever happens. Call from the main thread."""
+    started = datetime.datetime.now(datetime.timezone.utc)
+    outcome = _run_child(lambda report: work(job, report), job.timeout_s)
+    return _record(job, outcome, started.strftime("%Y-%m-%dT%H:%M:%S.%fZ"))
+
+
+# ---- the child ---------------------------------------------------------------------------------------
+
+
+class _PipeReport:
+    """The child's side: a JSON line per part."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+
+    def _send(self, message: Dict[str, Any]) -> None:
+        data = (json.dumps(message, allow_nan=False) + "\n").encode()
+        while data:
+            data = data[os.write(self._descriptor, data) :]
+
+    def phase(self, name: str) -> None:
+        self._send({"phase": name})
+
+    def part(self, name: str, value: Any) -> None:
+        self._send(
+            {"part": name, "value": wire.to_json(value) if hasattr(value, "__dataclass_fields__") else value}
+        )
+
+    def done(self, status: str, detail: str) -> None:
+        self._send({"done": status, "detail": detail})
+
+
+def status_of(error: BaseException) -> Tuple[str, str]:
+    """(status, sentence) of an exception that ended a job."""
+    text = str(error) or type(error).__name__
+    if isinstance(error, NativeError):
+        kinds = {
+            _abi.ERR_UNSUPPORTED: "unsupported",
+            _abi.ERR_MEMORY: "out-of-memory",
+            _abi.ERR_CANCELLED: "cancelled",
+        }
+        return kinds.get(error.status, "failed"), text
+    if isinstance(error, MemoryError):
+        return "out-of-memory", text if str(error) else "an allocation failed"
+    if isinstance(error, KeyboardInterrupt):
+        return "cancelled", "interrupted"
+    if isinstance(error, (OSError, ValueError)):
+        return "failed", text
+    return "failed", "%s: %s" % (type(error).__name__, text)
+
+
+def _child(parent: int, results: int, log: int, work: Callable[[Report], None]) -> None:
+    """Never returns."""
+    code = 1
+    try:
+        signal.set_wakeup_fd(-1)
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD):
+            signal.signal(number, signal.SIG_DFL)
+        os.setpgid(0, 0)
+        _die_with(parent)
+        # A dumped core would be gigabytes of weights.
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        nothing = os.open(os.devnull, os.O_RDONLY)
+        os.dup2(nothing, 0)
+        os.dup2(log, 1)
+        os.dup2(log, 2)
+        sys.stdout = sys.stderr = os.fdopen(2, "w", buffering=1, errors="backslashreplace", closefd=False)
+        faulthandler.enable(sys.stderr, all_threads=False)
+        report = _PipeReport(results)
+        status, detail = "ok", ""
+        try:
+            work(report)
+        except BaseException as error:
+            status, detail = status_of(error)
+            if status == "failed" and not isinstance(error, (NativeError, OSError, ValueError)):
+                sys.excepthook(type(error), error, error.__traceback__)
+        report.done(status, detail)
+        code = 0
+    finally:
+        os._exit(code)
+
+
+def _die_with(parent: int) -> None:
+    """Best effort: this process ends when its parent does, and is the first to go when memory is short."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    if os.getppid() != parent:
+        os._exit(1)
+    with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:
+        file.write("800")
+
+
+# ---- the parent --------------------------------------------------------------------------------------
+
+
+def _oom_kills(tree: Optional[Tree] = None) -> Optional[int]:
+    """How often the kernel killed for want of memory so far, on the machine or in our control group; None
+    when nothing here counts that."""
+    tree = tree if tree is not None else Tree()
+    counts = [tree.fields("proc/vmstat", " ").get("oom_kill")]
+    for line in (tree.text("proc/self/cgroup") or "").splitlines():
+        _, controllers, path = [*line.split(":", 2), "", ""][:3]
+        if controllers == "":
+            counts.append(tree.fields("sys/fs/cgroup%s/memory.events" % path, " ").get("oom_kill"))
+        elif "memory" in controllers.split(","):
+            counts.append(
+                tree.fields("sys/fs/cgroup/memory%s/memory.oom_control" % path, " ").get("oom_kill")
+            )
+    numbers = [int(count) for count in counts if count is not None and count.isdigit()]
+    return sum(numbers) if numbers else None
+
+
+class _Signals:
+    """SIGTERM, SIGINT and SIGCHLD as bytes on a pipe while the block runs; ``cancelled_by`` remembers
+    which."""
+
+    def __init__(self) -> None:
+        self.cancelled_by = 0
+        self.reader, self._writer = os.pipe()
+        os.set_blocking(self.reader, False)
+        os.set_blocking(self._writer, False)
+        self._before: Dict[int, Any] = {}
+        self._wakeup = -1
+
+    def _note(self, number: int, _frame: Any) -> None:
+        self.cancelled_by = number
+
+    def __enter__(self) -> "_Signals":
+        self._wakeup = signal.set_wakeup_fd(self._writer, warn_on_full_buffer=False)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            self._before[number] = signal.signal(number, self._note)
+        self._before[signal.SIGCHLD] = signal.signal(signal.SIGCHLD, lambda *_: None)
+        return self
+
+    def __exit__(self, *_exc: Any) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        signal.set_wakeup_fd(self._wakeup)
+        os.close(self.reader)
+        os.close(self._writer)
+
+
+def _run_child(work: Callable[[Report], None], timeout_s: float) -> Outcome:
+    begin = time.monotonic()
+    oom_before = _oom_kills()
+    result_reader, result_writer = os.pipe()
+    log_reader, log_writer = os.pipe()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    with _Signals() as signals:
+        parent = os.getpid()
+        pid = os.fork()
+        if pid == 0:
+            os.close(result_reader)
+            os.close(log_reader)
+            _child(parent, result_writer, log_writer, work)
+        os.close(result_writer)
+        os.close(log_writer)
+        loop = _Loop(pid, result_reader, log_reader, signals)
+        status, timed_out = loop.run(begin + timeout_s)
+    code = os.WEXITSTATUS(status) if os.WIFEXITED(status) else -os.WTERMSIG(status)
+    oom_after = _oom_kills()
+    oom = oom_after - oom_before if oom_after is not None and oom_before is not None else None
+    return Outcome(
+        code, loop.messages(), loop.log(), timed_out, signals.cancelled_by, oom, time.monotonic() - begin
+    )
+
+
+class _Loop:
+    """Reads a child's pipes until it is dead, killing it at the deadline or when we are told to stop."""
+
+    def __init__(self, pid: int, results: int, log: int, signals: _Signals) -> None:
+        self._pid = pid
+        self._results_fd = results
+        self._log_fd = log
+        self._signals = signals
+        self._results = bytearray()
+        self._lines: Deque[bytes] = collections.deque(maxlen=_LOG_LINES)
+        self._partial = b""
+        self._frames = 0
+        self._open = {results, log}
+
+    def run(self, deadline: float) -> Tuple[int, bool]:
+        """(wait status, killed because of the deadline). Closes both pipes."""
+        timed_out = killed = False
+        status: Optional[int] = None
+        while status is None:
+            left = deadline - time.monotonic()
+            if not killed and (left <= 0 or self._signals.cancelled_by):
+                timed_out = not self._signals.cancelled_by
+                killed = True
+                self._kill()
+            self._read(0.2 if killed else min(max(left, 0.0), 60.0))
+            waited, wait_status = os.waitpid(self._pid, os.WNOHANG)
+            if waited:
+                status = wait_status
+        self._kill()
+        drained = time.monotonic() + _DRAIN_S
+        while self._open and time.monotonic() < drained:
+            self._read(0.05)
+        for descriptor in (self._results_fd, self._log_fd):
+            os.close(descriptor)
+        return status, timed_out
+
+    def _kill(self) -> None:
+        """The child's process group; the child itself as long as it has not made one."""
+        for kill, target in ((os.killpg, self._pid), (os.kill, self._pid)):
+            try:
+                kill(target, signal.SIGKILL)
+            except (ProcessLookupError, PermissionError):
+                continue
+
+    def _read(self, timeout: float) -> None:
+        readable, _, _ = select.select([*self._open, self._signals.reader], [], [], timeout)
+        for descriptor in readable:
+            try:
+                data = os.read(descriptor, 1 << 16)
+            except BlockingIOError:
+                continue
+            if descriptor == self._results_fd:
+                self._results += data
+            elif descriptor == self._log_fd:
+                self._log(data)
+            if not data:
+                self._open.discard(descriptor)
+
+    def _log(self, data: bytes) -> None:
+        try:
+            sys.stderr.buffer.write(data)
+            sys.stderr.buffer.flush()
+        except (OSError, ValueError):
+            # Nobody listens any more; the record still goes to its file.
+            pass
+        lines = (self._partial + data).split(b"\n")
+        self._partial = lines.pop()[-4 * _LOG_LINE_CHARS :]
+        for line in lines:
+            self._frames = self._frames + 1 if line.startswith(b'  File "') else 0
+            if line.strip() and self._frames <= _LOG_FRAMES:
+                self._lines.append(line)
+
+    def log(self) -> List[str]:
+        """The last lines that the child wrote."""
+        lines = list(self._lines) + ([self._partial] if self._partial.strip() else [])
+        return [line.decode("utf-8", "replace").strip()[:_LOG_LINE_CHARS] for line in lines[-_LOG_LINES:]]
+
+    def messages(self) -> List[Dict[str, Any]]:
+        """What the child reported; a line that it did not finish is dropped."""
+        found = []
+        for line in bytes(self._results).split(b"\n")[:-1]:
+            found.append(json.loads(line))
+        return found
+
+
+# ---- the record --------------------------------------------------------------------------------------
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return "signal %d" % number
+
+
+def _verdict(outcome: Outcome, timeout_s: float) -> Tuple[str, str]:
+    """(status, detail) of a child."""
+    phase = "start"
+    done: Optional[Dict[str, Any]] = None
+    wrong: Optional[str] = None
+    for message in outcome.messages:
+        phase = message.get("phase", phase)
+        if "done" in message:
+            done = message
+        if message.get("part") == "check" and message["value"]["verdict"] == "wrong":
+            wrong = message["value"]["detail"]
+    last = "; last lines: " + " | ".join(outcome.log) if outcome.log else ""
+    if outcome.cancelled_by:
+        return "cancelled", "%s during %s" % (_signal_name(outcome.cancelled_by), phase)
+    if outcome.timed_out:
+        return "timeout", "not done after %g s, during %s%s" % (timeout_s, phase, last)
+    if outcome.returncode < 0:
+        name = _signal_name(-outcome.returncode)
+        if -outcome.returncode == signal.SIGKILL:
+            if outcome.oom_kills:
+                return "out-of-memory", "killed by the kernel's out-of-memory killer during %s%s" % (
+                    phase,
+                    last,
+                )
+            unsure = (
+                "" if outcome.oom_kills == 0 else " (perhaps for want of memory: this kernel does not tell)"
+            )
+            return "crashed", "killed by SIGKILL during %s%s%s" % (phase, unsure, last)
+        return "crashed", "killed by %s during %s%s" % (name, phase, last)
+    if done is None:
+        return "crashed", "exited with code %d during %s, without a result%s" % (
+            outcome.returncode,
+            phase,
+            last,
+        )
+    if done["done"] == "ok" and wrong is not None:
+        return "wrong-output", wrong
+    return done["done"], done["detail"]
+
+
+def _record(job: JobSpec, outcome: Outcome, started_at: str) -> RunRecord:
+    status, detail = _verdict(outcome, job.timeout_s)
+    parts: Dict[str, Any] = {"model": job.model}
+    for message in outcome.messages:
+        name = message.get("part")
+        if name in _PARTS:
+            parts[name] = wire.from_json(_PARTS[name], message["value"])
+        elif name == "warnings":
+            parts[name] = [str(line) for line in message["value"]]
+    return RunRecord(
+        id=job.id,
+        label=job.label,
+        campaign=job.campaign,
+        device=job.device,
+        case=job.case,
+        replicate=job.replicate,
+        engine=job.engine,
+        status=status,
+        detail=re.sub(r"\s+", " ", detail),
+        started_at=started_at,
+        wall_s=round(outcome.wall_s, 6),
+        workload=job.workload,
+        settings=job.settings,
+        purpose=job.purpose,
+        **parts,
+    )
