@@ -1,0 +1,147 @@
+"""The replicates of one case -> one cell: the median with its interval, its marks and its proof."""
+
+import math
+from collections import Counter
+from typing import Any
+
+import pandas as pd
+
+from stbench.intervals import median_estimate
+from stbench.table import (
+    FEW,
+    NO_SENSORS,
+    PARTIAL,
+    SYNTHETIC,
+    THROTTLED,
+    UNCHECKED,
+    UNEQUAL,
+    WRONG,
+    Cell,
+    clean,
+    join_marks,
+    number,
+)
+
+WRONG_OUTPUT = "wrong-output"
+
+# What a cell with wrong output says nothing of.
+_SPEEDS = ("decode_tps", "prefill_tps", "ttft_ms", "tpot_ms", "tpot_p95_ms", "weight_gb_per_s")
+
+
+def speed_cell(replicates: pd.DataFrame, metric: str) -> Cell:
+    """A cell for rows of one case (at least one), ``metric`` being "decode_tps" or "prefill_tps".
+
+    One replicate that computed wrong output takes the speed of the whole cell away: the others ran the same
+    code. Without any usable replicate the cell says how they ended instead.
+    """
+    details = _details(replicates)
+    marks = [SYNTHETIC] if replicates["synthetic"].any() else []
+    if is_wrong(replicates):
+        return Cell(WRONG_OUTPUT, join_marks([*marks, WRONG]), details=details)
+    usable = replicates[replicates["usable"] & replicates[metric].notna()]
+    if len(usable) < len(replicates):
+        marks.append(PARTIAL)
+    if not len(usable):
+        return Cell(_most_common_end(replicates), join_marks(marks), details=details)
+    estimate = median_estimate(float(value) for value in usable[metric])
+    marks += _run_marks(usable)
+    text = number(estimate.median)
+    if estimate.kind == "interval":
+        text += f" [{number(estimate.low)}, {number(estimate.high)}]"
+    else:
+        marks.append(FEW)
+        if estimate.n > 1:
+            text += f" ({number(estimate.low)}…{number(estimate.high)})"
+    return Cell(
+        text,
+        join_marks(marks),
+        estimate.median,
+        estimate.low,
+        estimate.high,
+        estimate.kind,
+        estimate.n,
+        estimate.coverage,
+        details,
+    )
+
+
+def is_wrong(replicates: pd.DataFrame) -> bool:
+    """Whether any replicate computed wrong output, by its status or by its check."""
+    return bool(((replicates["status"] == WRONG_OUTPUT) | (replicates["check"] == "wrong")).any())
+
+
+def thread_rank(replicates: pd.DataFrame) -> tuple[Any, ...]:
+    """Orders the thread settings of one case: right before wrong, then by median decode speed, then fewer
+    threads and lower CPU numbers."""
+    speeds = replicates.loc[replicates["usable"], "decode_tps"]
+    median = float(speeds.median()) if len(speeds) else -1.0
+    first = replicates.iloc[0]
+    return (not is_wrong(replicates), median, -int(first["threads_requested"]), str(first["cpus"]))
+
+
+def _run_marks(usable: pd.DataFrame) -> list[str]:
+    marks = []
+    if (usable["check"] == "unchecked").any():
+        marks.append(UNCHECKED)
+    if len(set(usable["output_hash"]) - {""}) > 1:
+        marks.append(UNEQUAL)
+    verdicts = set(usable["throttled"])
+    if "yes" in verdicts:
+        marks.append(THROTTLED)
+    elif verdicts - {"no"}:
+        marks.append(NO_SENSORS)
+    return marks
+
+
+def _most_common_end(replicates: pd.DataFrame) -> str:
+    ends = Counter("unusable" if status == "ok" else str(status) for status in replicates["status"])
+    return clean(min(ends, key=lambda end: (-ends[end], end)), 40)
+
+
+def _details(replicates: pd.DataFrame) -> dict[str, Any]:
+    """JSON-ready facts of a cell, for the proof: numbers are medians over usable replicates."""
+    usable = replicates[replicates["usable"]]
+    ran = usable if len(usable) and not is_wrong(replicates) else replicates
+    details = {
+        "records": sorted(set(replicates["record_id"])),
+        "case": _texts(replicates["case"]),
+        "campaign": _texts(replicates["campaign"]),
+        "replicates": len(replicates),
+        "usable": len(usable),
+        "statuses": dict(sorted(Counter(replicates["status"]).items())),
+        "model": _texts(replicates["model"]),
+        "digest": _texts(replicates["digest"]),
+        "synthetic": bool(replicates["synthetic"].any()),
+        "profile": _texts(replicates["profile"]),
+        "threads": sorted({int(n) for n in ran["threads"]}),
+        "affinity": _texts(ran["affinity"]),
+        "isa": _texts(ran["isa"]),
+        "sparse_ffn": _texts(ran["sparse_ffn_effective"]),
+        "down_layout": _texts(ran["down_layout"]),
+        "check": dict(sorted(Counter(ran["check"]).items())),
+        "check_positions": sorted({int(n) for n in ran["check_positions"]}),
+        "output_hash": _texts(ran["output_hash"]),
+        "throttled": dict(sorted(Counter(ran["throttled"]).items())),
+        "decode_tps": _median(usable["decode_tps"]),
+        "prefill_tps": _median(usable["prefill_tps"]),
+        "ttft_ms": _median(usable["ttft_ms"]),
+        "tpot_ms": _median(usable["tpot_ms"]),
+        "tpot_p95_ms": _median(usable["tpot_p95_ms"]),
+        "peak_rss_bytes": _median(usable["peak_rss_bytes"]),
+        "weight_bytes_per_token": _median(usable["weight_bytes_per_token"]),
+        "weight_gb_per_s": _median(usable["weight_gb_per_s"]),
+        "active_share": _median(usable["active_share"]),
+        "lm_head_share": _median(usable["lm_head_share"]),
+    }
+    if is_wrong(replicates):
+        details.update(dict.fromkeys(_SPEEDS))
+    return details
+
+
+def _texts(column: "pd.Series[Any]") -> list[str]:
+    return sorted({str(value) for value in column} - {""})
+
+
+def _median(column: "pd.Series[Any]") -> float | None:
+    value = float(column.median()) if len(column) else math.nan
+    return value if math.isfinite(value) else None

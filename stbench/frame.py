@@ -1,0 +1,303 @@
+"""RunRecords -> a tidy DataFrame: one row per record, that is per process, so a replicate is a row.
+
+Nothing is averaged here. Speeds exist only for records that ended "ok" and whose samples make sense
+(``usable``); everything else keeps its row with NaN speeds, its status and, in ``problem``, what is wrong.
+
+========================  ================================================================================
+``decode_tps``            tokens/s of decoding: n_gen / sum(decode_ns)
+``prefill_tps``           tokens/s of prefill: sum(prefill_tokens) / sum(prefill_ns)
+``ttft_ms``               time to first token, as recorded
+``tpot_ms``               time per output token: mean of decode_ns
+``tpot_p95_ms``           95th percentile of decode_ns
+``weight_bytes_per_token``  bytes of weights that a decode step really read, by the runtime's own count
+``weight_gb_per_s``       the same times decode_tps, in 1e9 bytes/s
+``active_share``          neurons with a non-zero ReLU output / neurons examined, decode
+``lm_head_share``         output rows computed / (tokens x vocabulary), decode
+``threads``               effective if the run got that far, else requested; 0: unknown ("all" requested)
+========================  ================================================================================
+"""
+
+import json
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import pandas as pd
+
+from stbench import catalogue
+from stbench.agent.wire import ModelShape, PhaseCounters, RunRecord, Samples, SynthSpec, to_json
+from stbench.sweep import ENGINE, switches_label, workload_label
+
+# By this share a real file's weight bytes may differ from the catalogue's shapes in Q4_0: converters
+# differ in small tensors (norms, a predictor), not in matrices.
+SIZE_TOLERANCE = 0.03
+
+# Column -> dtype. Also the schema of the empty frame.
+COLUMNS: dict[str, str] = {
+    "record_id": "object",
+    "label": "object",
+    "campaign": "object",
+    "device": "object",
+    "fingerprint": "object",
+    "case": "object",
+    "replicate": "int64",
+    "engine": "object",
+    "library": "object",
+    "status": "object",
+    "detail": "object",
+    "started_at": "object",
+    "wall_s": "float64",
+    "model": "object",
+    "catalogue_model": "object",
+    "digest": "object",
+    "synthetic": "bool",
+    "profile": "object",
+    "workload": "object",
+    "n_prompt": "int64",
+    "n_gen": "int64",
+    "n_depth": "int64",
+    "seed": "int64",
+    "switches": "object",
+    "sparse_ffn": "bool",
+    "sparse_lm_head": "bool",
+    "sparse_ffn_effective": "object",
+    "lm_head_threshold": "float64",
+    "down_layout": "object",
+    "requantise_down": "bool",
+    "threads_requested": "int64",
+    "threads": "int64",
+    "cpus": "object",
+    "affinity": "object",
+    "isa_requested": "object",
+    "isa": "object",
+    "n_ctx": "int64",
+    "n_batch": "int64",
+    "kv_type": "object",
+    "kv_touch": "bool",
+    "load": "object",
+    "populate": "bool",
+    "purpose": "object",
+    "usable": "bool",
+    "problem": "object",
+    "decode_tps": "float64",
+    "prefill_tps": "float64",
+    "ttft_ms": "float64",
+    "tpot_ms": "float64",
+    "tpot_p95_ms": "float64",
+    "weight_bytes_per_token": "float64",
+    "weight_gb_per_s": "float64",
+    "active_share": "float64",
+    "lm_head_share": "float64",
+    "peak_rss_bytes": "float64",
+    "check": "object",
+    "output_hash": "object",
+    "check_positions": "int64",
+    "throttled": "object",
+}
+
+
+def to_frame(records: Iterable[RunRecord]) -> pd.DataFrame:
+    """One row per record in the order given, columns :data:`COLUMNS`. Text that a failed run never reached
+    is "", numbers NaN (0 in integer columns)."""
+    rows = [_row(record) for record in records]
+    data = {name: [row[name] for row in rows] for name in COLUMNS}
+    return pd.DataFrame({name: pd.Series(data[name], dtype=dtype) for name, dtype in COLUMNS.items()})
+
+
+def profile_label(spec: SynthSpec | None, name: str = "") -> str:
+    """The set statistics of a synthetic model in words, behind their name; "" for real weights."""
+    if spec is None:
+        return ""
+    parts = []
+    if spec.zero_share:
+        head, tail = spec.zero_share[:4], spec.zero_share[4:]
+        if len(set(spec.zero_share)) == 1:
+            text = f"{spec.zero_share[0] / 1000:.2f} in every layer"
+        elif tail:
+            first = ", ".join(f"{share / 1000:.2f}" for share in head)
+            text = f"{first}, then {min(tail) / 1000:.2f} to {max(tail) / 1000:.2f}"
+        else:
+            text = ", ".join(f"{share / 1000:.2f}" for share in head)
+        parts.append(f"ReLU zeros per layer {text}")
+    if spec.hot_share:
+        parts.append(f"{spec.hot_experts} hot experts take {spec.hot_share / 10:g} % of selections")
+    elif spec.n_expert:
+        parts.append("routing not skewed")
+    if spec.predictor_rank:
+        parts.append(f"lm_head predictor keeps {spec.lm_head_keep / 10:g} % of rows")
+    text = "; ".join(parts) or "no set statistics"
+    return f"profile {name}: {text}" if name else text
+
+
+def catalogue_model(record: RunRecord) -> str:
+    """The catalogue's name of what was measured, "" when it has none. A real file has the name of the entry
+    whose shapes and size it has, whatever the file is called. The standard-layout twin counts as its
+    original for other engines, which cannot load the original; for our own it is a model of its own."""
+    name = record.model.name
+    if name.endswith(catalogue.STANDARD_SUFFIX) and record.engine != ENGINE:
+        name = name.removesuffix(catalogue.STANDARD_SUFFIX)
+    if name in catalogue.names():
+        return name
+    if record.shape is None or record.model.synthetic is not None:
+        return ""
+    return next((entry.name for entry in catalogue.ENTRIES if _has_shape(record.shape, entry)), "")
+
+
+def _has_shape(shape: ModelShape, entry: catalogue.Entry) -> bool:
+    names = (
+        "architecture",
+        "n_layer",
+        "n_embd",
+        "n_head",
+        "n_head_kv",
+        "head_dim",
+        "n_ff",
+        "n_expert",
+        "n_expert_used",
+        "n_vocab",
+    )
+    if any(getattr(shape, name) != getattr(entry.spec, name) for name in names):
+        return False
+    return abs(shape.weight_bytes / entry.sizes.weight_bytes - 1) <= SIZE_TOLERANCE
+
+
+def affinity_label(affinity: Sequence[Sequence[int]]) -> str:
+    """Per-thread CPU lists, in short: ``0|1`` for two pinned threads, ``0-3 (all threads)`` when equal."""
+    texts = [_cpu_list(cpus) for cpus in affinity]
+    if not texts:
+        return ""
+    if len(set(texts)) == 1 and len(texts) > 1:
+        return f"{texts[0]} (all threads)"
+    return "|".join(texts)
+
+
+def _cpu_list(cpus: Sequence[int]) -> str:
+    spans: list[list[int]] = []
+    for cpu in sorted(set(cpus)):
+        if spans and cpu == spans[-1][1] + 1:
+            spans[-1][1] = cpu
+        else:
+            spans.append([cpu, cpu])
+    return ",".join(str(a) if a == b else f"{a}-{b}" for a, b in spans)
+
+
+def _row(record: RunRecord) -> dict[str, Any]:
+    settings, effective, check = record.settings, record.effective, record.check
+    problem = _problem(record)
+    usable = record.status == "ok" and not problem
+    row: dict[str, Any] = {
+        "record_id": record.id,
+        "label": record.label,
+        "campaign": record.campaign,
+        "device": record.device,
+        "fingerprint": record.facts.fingerprint if record.facts else "",
+        "case": record.case,
+        "replicate": record.replicate,
+        "engine": record.engine,
+        "library": record.versions.library_sha256 if record.versions else "",
+        "status": record.status,
+        "detail": record.detail,
+        "started_at": record.started_at,
+        "wall_s": record.wall_s,
+        "model": record.model.name,
+        "catalogue_model": catalogue_model(record),
+        "digest": record.model.digest,
+        "synthetic": record.model.synthetic is not None,
+        "profile": profile_label(record.model.synthetic, record.model.profile),
+        "workload": workload_label(*_tokens(record)),
+        "n_prompt": record.workload.n_prompt,
+        "n_gen": record.workload.n_gen,
+        "n_depth": record.workload.n_depth,
+        "seed": record.workload.seed,
+        "switches": switches_label(settings.sparse_ffn, settings.sparse_lm_head),
+        "sparse_ffn": settings.sparse_ffn,
+        "sparse_lm_head": settings.sparse_lm_head,
+        "sparse_ffn_effective": effective.sparse_ffn if effective else "",
+        "lm_head_threshold": settings.lm_head_threshold,
+        "down_layout": effective.down_layout if effective else "",
+        "requantise_down": settings.requantise_down,
+        "threads_requested": settings.threads,
+        "threads": effective.threads if effective else settings.threads,
+        "cpus": _cpu_list(settings.cpus),
+        "affinity": affinity_label(effective.affinity) if effective else "",
+        "isa_requested": settings.isa,
+        "isa": effective.isa if effective else "",
+        "n_ctx": settings.n_ctx,
+        "n_batch": settings.n_batch,
+        "kv_type": settings.kv_type,
+        "kv_touch": settings.kv_touch,
+        "load": settings.load,
+        "populate": settings.populate,
+        "purpose": record.purpose,
+        "usable": usable,
+        "problem": problem,
+        "peak_rss_bytes": record.memory.peak_rss_bytes if record.memory else math.nan,
+        "check": check.verdict if check else "unchecked",
+        "output_hash": check.output_hash if check else "",
+        "check_positions": check.positions if check else 0,
+        "throttled": record.telemetry.throttled if record.telemetry else "unknown",
+    }
+    row.update(_speeds(record.samples if usable else None))
+    row.update(_shares(record, row["decode_tps"]))
+    return row
+
+
+def _tokens(record: RunRecord) -> tuple[int, int, int]:
+    return record.workload.n_prompt, record.workload.n_gen, record.workload.n_depth
+
+
+def _problem(record: RunRecord) -> str:
+    """Why an "ok" record has no speed all the same; "" when it has one or did not end ok."""
+    if record.status != "ok":
+        return ""
+    if record.check is not None and record.check.verdict == "wrong":
+        return "status is ok but the check says wrong output"
+    samples = record.samples
+    if samples is None:
+        return "status is ok but there are no samples"
+    if len(samples.decode_ns) != record.workload.n_gen:
+        return f"{len(samples.decode_ns)} decode samples for n_gen {record.workload.n_gen}"
+    if len(samples.prefill_ns) != len(samples.prefill_tokens):
+        return "prefill_ns and prefill_tokens differ in length"
+    if any(ns <= 0 for ns in [*samples.decode_ns, *samples.prefill_ns]):
+        return "a duration is zero or negative"
+    return ""
+
+
+def _speeds(samples: Samples | None) -> dict[str, float]:
+    speeds = dict.fromkeys(("decode_tps", "prefill_tps", "ttft_ms", "tpot_ms", "tpot_p95_ms"), math.nan)
+    if samples is None:
+        return speeds
+    if samples.prefill_ns:
+        speeds["prefill_tps"] = sum(samples.prefill_tokens) * 1e9 / sum(samples.prefill_ns)
+        speeds["ttft_ms"] = samples.ttft_ns / 1e6
+    if samples.decode_ns:
+        n = len(samples.decode_ns)
+        speeds["decode_tps"] = n * 1e9 / sum(samples.decode_ns)
+        speeds["tpot_ms"] = sum(samples.decode_ns) / n / 1e6
+        speeds["tpot_p95_ms"] = sorted(samples.decode_ns)[math.ceil(0.95 * n) - 1] / 1e6
+    return speeds
+
+
+def _shares(record: RunRecord, decode_tps: float) -> dict[str, float]:
+    names = ("weight_bytes_per_token", "weight_gb_per_s", "active_share", "lm_head_share")
+    shares = dict.fromkeys(names, math.nan)
+    decode: PhaseCounters | None = record.counters.decode if record.counters else None
+    if decode is None or decode.tokens <= 0:
+        return shares
+    shares["weight_bytes_per_token"] = decode.weight_bytes / decode.tokens
+    shares["weight_gb_per_s"] = shares["weight_bytes_per_token"] * decode_tps / 1e9
+    if decode.neurons_examined > 0:
+        shares["active_share"] = decode.neurons_active / decode.neurons_examined
+    if record.shape and record.shape.n_vocab > 0:
+        shares["lm_head_share"] = decode.lm_head_rows / (decode.tokens * record.shape.n_vocab)
+    return shares
+
+
+def unique_records(records: Iterable[RunRecord]) -> list[RunRecord]:
+    """The records without exact repetitions (one file read twice), in an order that does not depend on the
+    order given: by start, id, then content."""
+    keyed = {json.dumps(to_json(record), sort_keys=True): record for record in records}
+    return [
+        keyed[key] for key in sorted(keyed, key=lambda text: (keyed[text].started_at, keyed[text].id, text))
+    ]

@@ -1,0 +1,161 @@
+"""What stands under a table: the devices, what was selected and why, the synthetic profiles, what failed."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import pandas as pd
+
+from stbench import published
+from stbench.agent.wire import DeviceFacts, RunRecord
+from stbench.table import TIMES, clean, count
+
+# Device name and fingerprint -> what the board said of itself.
+Facts = Mapping[tuple[str, str], DeviceFacts]
+
+
+def device_facts(records: Iterable[RunRecord]) -> Facts:
+    """The newest facts of every board."""
+    newest: dict[tuple[str, str], tuple[str, str, DeviceFacts]] = {}
+    for record in records:
+        if record.facts is not None:
+            key = (record.device, record.facts.fingerprint)
+            found = (record.started_at, record.id, record.facts)
+            newest[key] = max(newest.get(key, found), found, key=lambda item: item[:2])
+    return {key: found[2] for key, found in newest.items()}
+
+
+def selection(
+    name: str,
+    device: str,
+    engine: str,
+    condition: Mapping[str, Any],
+    picked: Mapping[str, pd.DataFrame],
+    n_other_condition: int,
+) -> dict[str, Any]:
+    """What a measured column holds, JSON-ready. ``picked`` maps a row's key to its records."""
+    rows = list(picked.values())
+    threads = {key: sorted({int(n) for n in frame["threads"]}) for key, frame in picked.items()}
+    return {
+        "column": name,
+        "device": device,
+        "engine": engine,
+        "condition": dict(condition),
+        "campaigns": sorted({str(c) for frame in rows for c in frame["campaign"]}),
+        "isa": sorted({str(isa) for frame in rows for isa in frame["isa"]} - {""}),
+        "threads": threads,
+        "affinity": sorted({str(a) for frame in rows for a in frame["affinity"]} - {""}),
+        "records": sum(len(frame) for frame in rows),
+        "records_of_other_conditions": n_other_condition,
+    }
+
+
+def sentences(selected: Sequence[Mapping[str, Any]], facts: Facts, shown: pd.DataFrame) -> list[str]:
+    """The notes of a table whose measured cells rest on the records ``shown``."""
+    lines = []
+    for chosen in selected:
+        name = clean(str(chosen["column"]), 60)
+        lines.append(device_sentence(name, facts.get((chosen["device"], chosen["condition"]["fingerprint"]))))
+        lines += _selection_sentences(name, chosen)
+    lines += synthetic_sentences(shown)
+    for _, group in shown.groupby(["device", "engine", "model", "switches", "threads"], sort=True):
+        lines += failures(clean(str(group["label"].iloc[0]), 120), group)
+    return lines
+
+
+def failures(label: str, replicates: pd.DataFrame) -> list[str]:
+    """One sentence per way in which replicates did not end well."""
+    bad = replicates[~replicates["usable"]]
+    lines = []
+    for status, group in bad.groupby("status", sort=True):
+        kind = "unusable" if status == "ok" else clean(str(status), 40)
+        details = Counter(
+            clean(str(problem or detail), 160)
+            for problem, detail in zip(group["problem"], group["detail"], strict=True)
+        )
+        detail = min(details, key=lambda text: (-details[text], text))
+        lines.append(
+            f"{label}: {len(group)} of {count(len(replicates), 'replicate')}: {kind}"
+            + (f" ({detail})" if detail else "")
+        )
+    return lines
+
+
+def device_sentence(name: str, facts: DeviceFacts | None) -> str:
+    """What a device is, in one line."""
+    if facts is None:
+        return f"{name}: no device facts recorded."
+    parts = [clean(facts.board or facts.cpu_model or facts.machine, 80)]
+    if facts.board and facts.cpu_model:
+        parts.append(clean(facts.cpu_model, 80))
+    clusters = ", ".join(
+        f"{len(cluster.cpus)} {TIMES} {clean(cluster.model, 40)}" for cluster in facts.clusters
+    )
+    cpus = (
+        f"{len(facts.allowed_cpus)} of {facts.n_cpus} CPUs"
+        if len(facts.allowed_cpus) != facts.n_cpus
+        else (f"{facts.n_cpus} CPUs")
+    )
+    parts.append(f"{cpus} ({clusters})" if len(facts.clusters) > 1 else cpus)
+    governors = sorted({cluster.governor for cluster in facts.clusters if cluster.governor})
+    if governors:
+        parts.append("governor " + clean(", ".join(governors), 60))
+    parts.append(f"{facts.memory_bytes / 2**30:.1f} GiB memory")
+    if facts.storage:
+        parts.append(f"storage {clean(facts.storage, 60)}")
+    if facts.virtualisation:
+        parts.append(f"virtual machine ({clean(facts.virtualisation, 40)})")
+    parts.append(f"{clean(facts.os, 60)}, kernel {clean(facts.kernel, 60)}, {clean(facts.machine, 20)}")
+    return f"{name}: " + "; ".join(parts) + "."
+
+
+def _selection_sentences(name: str, chosen: Mapping[str, Any]) -> list[str]:
+    condition = chosen["condition"]
+    isa = "/".join(chosen["isa"]) or "unknown"
+    forced = "" if condition["isa_requested"] == "auto" else " (forced)"
+    touched = ", allocated and touched" if condition["kv_touch"] else ", not touched"
+    lines = [
+        f"{name}: workload {condition['workload']} (teacher-forced stream, seed {condition['seed']}), "
+        f"context {condition['n_ctx']} with {condition['kv_type']} KV cache{touched}, "
+        f"batch {condition['n_batch']}, instruction set {isa}{forced}, "
+        f"weights by {clean(str(condition['load']), 20)}; "
+        f"build {str(condition['library'])[:12] or 'unknown'}; "
+        f"campaign {clean(', '.join(chosen['campaigns']), 80) or '-'}."
+    ]
+    lines.append(_thread_sentence(name, chosen))
+    if chosen["records_of_other_conditions"]:
+        lines.append(
+            f"{name}: {count(chosen['records_of_other_conditions'], 'record')} of other workloads, settings, "
+            "builds or boards left out of this column and listed apart: it shows the condition that fills "
+            "most rows."
+        )
+    return lines
+
+
+def _thread_sentence(name: str, chosen: Mapping[str, Any]) -> str:
+    counts = {tuple(threads) for threads in chosen["threads"].values()}
+    shown = ", ".join("/".join(map(str, threads)) for threads in sorted(counts)) or "none"
+    where = "in every cell" if len(counts) == 1 else "by cell (see below)"
+    rule = published.published_threads(chosen["device"])
+    why = f"{rule} as published" if rule else "the fastest number measured, as published for most devices"
+    affinity = clean("; ".join(chosen["affinity"]), 80)
+    return f"{name}: threads {shown} {where} ({why}); affinity {affinity or 'unknown'}."
+
+
+def synthetic_sentences(shown: pd.DataFrame) -> list[str]:
+    """The profile of every synthetic model, with what was measured of it."""
+    lines = []
+    synthetic = shown[shown["synthetic"]]
+    for (model, profile), group in synthetic.groupby(["model", "profile"], sort=True):
+        parts = [f"{clean(str(model), 60)} is synthetic: {clean(str(profile), 240)}"]
+        sparse = group[group["usable"]]
+        active = sparse.loc[sparse["sparse_ffn"], "active_share"].dropna()
+        if len(active):
+            parts.append(f"measured zeros {100 * (1 - float(active.median())):.1f} %")
+        kept = sparse.loc[sparse["sparse_lm_head"], "lm_head_share"].dropna()
+        if len(kept):
+            parts.append(f"measured lm_head rows {100 * float(kept.median()):.1f} %")
+        lines.append("; ".join(parts) + ".")
+    return lines

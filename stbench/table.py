@@ -1,0 +1,143 @@
+"""A table between records and its renderings: what every cell says, what its marks mean, what proves it."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+# Marks behind a cell. The legend of a table lists only those that occur, in this order.
+SYNTHETIC = "†"
+UNCHECKED = "‡"
+FEW = "r"
+PARTIAL = "!"
+WRONG = "✗"
+UNEQUAL = "≠"
+THROTTLED = "T"
+NO_SENSORS = "?"
+NO_LIMIT = "m"
+NO_ENGINE = "e"
+
+# Ratios read "x dense"; escaped because it looks like the letter.
+TIMES = "\u00d7"
+
+MEANINGS = {
+    SYNTHETIC: "synthetic weights (of the named shapes), not a released model",
+    UNCHECKED: "output not checked against a reference",
+    FEW: "(a…b) is the range of fewer than 6 replicates, not a confidence interval",
+    PARTIAL: "some replicates ended otherwise and are not in the number",
+    WRONG: "computed wrong output: no speed is shown",
+    UNEQUAL: "replicates of this cell computed different outputs",
+    THROTTLED: "the device throttled during at least one replicate",
+    NO_SENSORS: "throttling unknown: the device has no sensors that could tell",
+    NO_LIMIT: "not measured: this version cannot enforce a memory limit",
+    NO_ENGINE: "not measured: Gemma 3n needs the llama-bench engine, which this version does not have",
+}
+
+# What a column holds. "published" cells come from the published tables, all others from records.
+ROLES = ("label", "memory", "published", "speed", "ratio", "rss", "text")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """``text`` is without marks. Of a measured speed: ``value`` is the median, ``low`` and ``high`` the
+    interval or range (``kind``), in the column's unit; ``details`` is the proof, JSON-ready."""
+
+    text: str = ""
+    marks: tuple[str, ...] = ()
+    value: float | None = None
+    low: float | None = None
+    high: float | None = None
+    kind: str = ""
+    n: int = 0
+    coverage: float | None = None
+    details: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def shown(self) -> str:
+        """Text and marks."""
+        return f"{self.text} {''.join(self.marks)}".strip()
+
+
+@dataclass(frozen=True)
+class Column:
+    """``role`` is one of :data:`ROLES`; ``unit`` is "" for text; ``device`` is the measured or published one.
+    ``header`` may have a line break where a narrow rendering should have one."""
+
+    key: str
+    header: str
+    role: str
+    unit: str = ""
+    device: str = ""
+
+
+@dataclass(frozen=True)
+class Row:
+    """``label`` is exactly as published; one with ``parent`` is a variant of the row of that key."""
+
+    key: str
+    label: str
+    cells: Mapping[str, Cell]
+    parent: str = ""
+
+
+@dataclass(frozen=True)
+class Table:
+    """``notes`` are full sentences. ``selection`` says per measured column which records it holds."""
+
+    key: str
+    title: str
+    columns: tuple[Column, ...]
+    rows: tuple[Row, ...]
+    notes: tuple[str, ...] = ()
+    selection: tuple[Mapping[str, Any], ...] = ()
+
+    def legend(self) -> list[tuple[str, str]]:
+        """The marks that occur, with their meanings, in a fixed order."""
+        present = {mark for row in self.rows for cell in row.cells.values() for mark in cell.marks}
+        return [(mark, meaning) for mark, meaning in MEANINGS.items() if mark in present]
+
+    def intervals(self) -> list[str]:
+        """One sentence per kind of interval that occurs, with its exact coverage."""
+        found = {
+            (cell.n, cell.coverage)
+            for row in self.rows
+            for cell in row.cells.values()
+            if cell.coverage is not None
+        }
+        return [
+            f"[a, b] with {n} replicates is an order-statistic interval: it contains the true median with "
+            f"probability {100 * (coverage or 0):.2f} %, whatever the distribution."
+            for n, coverage in sorted(found)
+        ]
+
+    def speed_columns(self) -> list[Column]:
+        """The measured ones."""
+        return [column for column in self.columns if column.role == "speed"]
+
+    def full_label(self, row: Row) -> str:
+        """The row's label, that of a variant behind the label of its published row."""
+        parent = next((other.label for other in self.rows if other.key == row.parent), "")
+        return f"{parent}: {row.label}" if parent else row.label
+
+
+def clean(text: str, limit: int = 200) -> str:
+    """Text that came from a device, on one line, without control or direction characters, at most ``limit``
+    characters long."""
+    printable = "".join(c if c.isprintable() else " " for c in text[: 4 * limit])
+    flat = " ".join(printable.split())
+    return flat if len(flat) <= limit else flat[: limit - 1] + "…"
+
+
+def number(value: float) -> str:
+    """As the published tables write speeds: two decimals, one from 100 up."""
+    return f"{value:.1f}" if value >= 99.995 else f"{value:.2f}"
+
+
+def count(n: int, noun: str) -> str:
+    """``1 record``, ``2 records``."""
+    return f"{n} {noun}" if n == 1 else f"{n} {noun}s"
+
+
+def join_marks(marks: Iterable[str]) -> tuple[str, ...]:
+    """Each mark once, in the legend's order."""
+    present = set(marks)
+    return tuple(mark for mark in MEANINGS if mark in present)
