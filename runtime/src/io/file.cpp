@@ -1,0 +1,173 @@
+#include "io/file.h"
+
+#include <fcntl.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <sys/statvfs.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <system_error>
+#include <utility>
+
+#include "base/error.h"
+#include "sbr/sbr.h"
+
+namespace sbr {
+namespace {
+
+// Closes a descriptor that an exception would leak.
+class Descriptor {
+ public:
+  explicit Descriptor(int fd) : fd_(fd) {}
+  ~Descriptor() {
+    if (fd_ >= 0) ::close(fd_);
+  }
+  Descriptor(const Descriptor&) = delete;
+  Descriptor& operator=(const Descriptor&) = delete;
+  int get() const { return fd_; }
+
+ private:
+  int fd_;
+};
+
+std::string directory_of(const std::string& path) {
+  const size_t slash = path.rfind('/');
+  if (slash == std::string::npos) return ".";
+  return slash == 0 ? "/" : path.substr(0, slash);
+}
+
+// A rename is durable only when its directory is. File systems that cannot sync a directory say EINVAL.
+void sync_directory(const std::string& path) {
+  const Descriptor directory(::open(directory_of(path).c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
+  if (directory.get() >= 0) (void)::fsync(directory.get());
+}
+
+}  // namespace
+
+size_t page_size() { return static_cast<size_t>(::sysconf(_SC_PAGESIZE)); }
+
+void throw_io_error(const std::string& path, const char* what, int error_number) {
+  throw Error(SBR_ERR_IO, path + ": " + what + ": " + std::generic_category().message(error_number));
+}
+
+MappedFile MappedFile::open(const std::string& path) {
+  // O_NONBLOCK: opening a pipe must fail below, not wait for a writer.
+  const Descriptor fd(::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK));
+  if (fd.get() < 0) throw_io_error(path, "cannot be opened", errno);
+  struct stat status = {};
+  if (::fstat(fd.get(), &status) != 0) throw_io_error(path, "cannot be examined", errno);
+  if (!S_ISREG(status.st_mode)) throw Error(SBR_ERR_IO, path + ": is not a regular file");
+
+  MappedFile file;
+  file.path_ = path;
+  file.size_ = static_cast<uint64_t>(status.st_size);
+  if (file.size_ == 0) return file;
+  if (file.size_ > SIZE_MAX) throw Error(SBR_ERR_IO, path + ": is larger than this machine's address space");
+  void* address = ::mmap(nullptr, static_cast<size_t>(file.size_), PROT_READ, MAP_SHARED, fd.get(), 0);
+  if (address == MAP_FAILED) {
+    file.size_ = 0;
+    throw_io_error(path, "cannot be mapped", errno);
+  }
+  file.data_ = static_cast<const uint8_t*>(address);
+  return file;
+}
+
+MappedFile::~MappedFile() {
+  if (data_ != nullptr) ::munmap(const_cast<uint8_t*>(data_), static_cast<size_t>(size_));
+}
+
+MappedFile::MappedFile(MappedFile&& other) noexcept { *this = std::move(other); }
+
+MappedFile& MappedFile::operator=(MappedFile&& other) noexcept {
+  std::swap(data_, other.data_);
+  std::swap(size_, other.size_);
+  std::swap(path_, other.path_);
+  return *this;
+}
+
+void MappedFile::advise(Advice advice, uint64_t offset, uint64_t length) const {
+  if (data_ == nullptr || offset >= size_) return;
+  if (length > size_ - offset) length = size_ - offset;
+  int flag = MADV_NORMAL;
+  switch (advice) {
+    case Advice::kNormal:
+      flag = MADV_NORMAL;
+      break;
+    case Advice::kSequential:
+      flag = MADV_SEQUENTIAL;
+      break;
+    case Advice::kRandom:
+      flag = MADV_RANDOM;
+      break;
+    case Advice::kWillNeed:
+      flag = MADV_WILLNEED;
+      break;
+    case Advice::kDontNeed:
+      flag = MADV_DONTNEED;
+      break;
+  }
+  const uint64_t begin = offset - offset % page_size();
+  (void)::madvise(const_cast<uint8_t*>(data_) + begin, static_cast<size_t>(offset + length - begin), flag);
+}
+
+OutputFile::OutputFile(const std::string& path, uint64_t bytes) : path_(path), part_(path + ".part") {
+  struct statvfs space = {};
+  const std::string directory = directory_of(path);
+  if (::statvfs(directory.c_str(), &space) != 0) throw_io_error(path, "cannot be created", errno);
+  // An unfinished file of an earlier attempt is about to be replaced: its space counts as free.
+  struct stat old = {};
+  const uint64_t reusable = ::stat(part_.c_str(), &old) == 0 ? static_cast<uint64_t>(old.st_blocks) * 512 : 0;
+  const uint64_t available = static_cast<uint64_t>(space.f_bavail) * space.f_frsize + reusable;
+  if (available < bytes) {
+    throw Error(SBR_ERR_IO, path + ": needs " + std::to_string(bytes) + " bytes, but its file system has only " +
+                                std::to_string(available) + " bytes free");
+  }
+  (void)::unlink(part_.c_str());
+  fd_ = ::open(part_.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0644);
+  if (fd_ < 0) throw_io_error(part_, "cannot be created", errno);
+  // Reserving the space now keeps the disk from filling up half way. Not every file system can; unwritten parts are
+  // zeros either way.
+  const auto length = static_cast<off_t>(bytes);
+  if (::fallocate(fd_, 0, 0, length) != 0 && (errno == ENOSPC || ::ftruncate(fd_, length) != 0)) {
+    const int reason = errno;
+    remove();
+    throw_io_error(part_, "cannot be written", reason);
+  }
+}
+
+OutputFile::~OutputFile() { remove(); }
+
+void OutputFile::remove() {
+  if (fd_ < 0) return;
+  ::close(std::exchange(fd_, -1));
+  (void)::unlink(part_.c_str());
+}
+
+void OutputFile::write_at(uint64_t offset, const void* data, size_t length) {
+  const auto* bytes = static_cast<const uint8_t*>(data);
+  const uint64_t begin = offset;
+  const size_t total = length;
+  while (length > 0) {
+    const ssize_t written = ::pwrite(fd_, bytes, length, static_cast<off_t>(offset));
+    if (written < 0) {
+      if (errno == EINTR) continue;
+      throw_io_error(part_, "cannot be written", errno);
+    }
+    bytes += written;
+    offset += static_cast<uint64_t>(written);
+    length -= static_cast<size_t>(written);
+  }
+  // Starts the write-back now, so that the fsync of commit() does not find gigabytes waiting.
+  (void)::sync_file_range(fd_, static_cast<off_t>(begin), static_cast<off_t>(total), SYNC_FILE_RANGE_WRITE);
+}
+
+void OutputFile::commit() {
+  if (::fsync(fd_) != 0) throw_io_error(part_, "cannot be written", errno);
+  if (::rename(part_.c_str(), path_.c_str()) != 0) throw_io_error(path_, "cannot be created", errno);
+  const int fd = std::exchange(fd_, -1);
+  if (::close(fd) != 0) throw_io_error(path_, "cannot be closed", errno);
+  sync_directory(path_);
+}
+
+}  // namespace sbr

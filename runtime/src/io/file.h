@@ -1,0 +1,64 @@
+// Files as the runtime needs them: a read-only mapping, and an output file that appears under its name only
+// when it is complete. Errors are sbr::Error(SBR_ERR_IO) that name the path and say what the system said.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <string>
+
+namespace sbr {
+
+// sysconf(_SC_PAGESIZE): 4 KiB on most machines, 16 KiB on a Raspberry Pi 5.
+size_t page_size();
+
+// Throws "<path>: <what>: <text of error_number>".
+[[noreturn]] void throw_io_error(const std::string& path, const char* what, int error_number);
+
+class MappedFile {
+ public:
+  enum class Advice { kNormal, kSequential, kRandom, kWillNeed, kDontNeed };
+
+  static MappedFile open(const std::string& path);
+
+  MappedFile() = default;
+  ~MappedFile();
+  MappedFile(MappedFile&& other) noexcept;
+  MappedFile& operator=(MappedFile&& other) noexcept;
+  MappedFile(const MappedFile&) = delete;
+  MappedFile& operator=(const MappedFile&) = delete;
+
+  const uint8_t* data() const { return data_; }  // page-aligned; NULL when the file is empty
+  uint64_t size() const { return size_; }
+  const std::string& path() const { return path_; }
+
+  // A hint about [offset, offset + length), widened to whole pages. Never fails.
+  void advise(Advice advice, uint64_t offset, uint64_t length) const;
+
+ private:
+  const uint8_t* data_ = nullptr;
+  uint64_t size_ = 0;
+  std::string path_;
+};
+
+// A file of known size (zeros where nothing is written), written as `path`.part by any number of threads. commit()
+// makes it durable and renames it; without commit() the destructor removes it.
+class OutputFile {
+ public:
+  // Fails at once, with both numbers, when the file system has less than `bytes` free.
+  OutputFile(const std::string& path, uint64_t bytes);
+  ~OutputFile();
+  OutputFile(const OutputFile&) = delete;
+  OutputFile& operator=(const OutputFile&) = delete;
+
+  void write_at(uint64_t offset, const void* data, size_t length);
+  void commit();
+
+ private:
+  void remove();
+
+  std::string path_;
+  std::string part_;
+  int fd_ = -1;
+};
+
+}  // namespace sbr
