@@ -12,7 +12,7 @@ namespace sbr {
 // n is a multiple of 32 whenever q is used.
 struct Activation {
   const float* f;    // [n]
-  const int8_t* q;   // [n]
+  const int8_t* q;   // [n], each in -127..127: kernels rely on -128 being absent
   const float* d;    // [n / 32]
   const float* sum;  // [n / 32]
 };
@@ -25,20 +25,24 @@ typedef void (*GatherGemvFn)(const uint8_t* w, size_t row_bytes, const uint32_t*
                              const Activation* x, float* y);
 
 // y[t * y_stride + r] = dot(row r of w, x[t]), t in 0..n_tokens.
-typedef void (*GemmFn)(const uint8_t* w, size_t row_bytes, size_t n_rows, size_t n, const Activation* x, size_t n_tokens,
-                       float* y, size_t y_stride);
+typedef void (*GemmFn)(const uint8_t* w, size_t row_bytes, size_t n_rows, size_t n, const Activation* x,
+                       size_t n_tokens, float* y, size_t y_stride);
 
 // y[c - col_begin] = fma(coefficient[i] * d, q, y[...]) over i ascending (rule 8); columns are multiples of 32.
 typedef void (*AxpyRowsFn)(const uint8_t* w, size_t row_bytes, const uint32_t* rows, const float* coefficient,
                            size_t n_rows, size_t col_begin, size_t col_end, float* y);
 
-// Kernels that depend on the weight's type. NULL members: the type has no such kernel (see weight_kernels()).
+// Kernels that depend on the weight's type. NULL members: the type has no such kernel:
+// types that the runtime does not know have none, and q4_1, q4_k and q6_k have no axpy_rows.
 struct WeightKernels {
   GemvFn gemv;
   GatherGemvFn gather_gemv;
   GemmFn gemm;
   AxpyRowsFn axpy_rows;
 };
+
+// Rule 3: an amax below this counts as 0, because 127 / amax would overflow for the smallest.
+constexpr float kQuantiseFloor = 0x1p-100f;
 
 // GGUF type numbers that WeightKernels are indexed by; must exceed the largest supported one (BF16 = 30).
 enum { kWeightTypeSlots = 32 };
@@ -49,7 +53,7 @@ struct Kernels {
 
   WeightKernels weights[kWeightTypeSlots];
 
-  // Rule 3. n is a multiple of 32.
+  // Rule 3. n is a multiple of 32; x is finite.
   void (*quantise)(const float* x, size_t n, int8_t* q, float* d, float* sum);
   // Rule 7. x and y may be the same.
   void (*rms_norm)(const float* x, const float* weight, float eps, size_t n, float* y);
@@ -65,8 +69,10 @@ struct Kernels {
   void (*rope_neox)(float* x, size_t head_dim, const float* cos_sin);
   void (*f32_to_f16)(const float* x, size_t n, uint16_t* y);  // round to nearest even
   // Rule 11. Positions are stride elements apart. scores[t] = dot(q, k_t) * scale.
-  void (*attn_scores_f16)(const float* q, const uint16_t* k, size_t stride, size_t n_pos, size_t head_dim, float scale, float* scores);
-  void (*attn_scores_f32)(const float* q, const float* k, size_t stride, size_t n_pos, size_t head_dim, float scale, float* scores);
+  void (*attn_scores_f16)(const float* q, const uint16_t* k, size_t stride, size_t n_pos, size_t head_dim, float scale,
+                          float* scores);
+  void (*attn_scores_f32)(const float* q, const float* k, size_t stride, size_t n_pos, size_t head_dim, float scale,
+                          float* scores);
   void (*softmax)(float* x, size_t n);
   // out[c] = fma(p[t], v[t][c], out[c]) from 0.
   void (*attn_mix_f16)(const float* p, const uint16_t* v, size_t stride, size_t n_pos, size_t head_dim, float* out);
@@ -74,11 +80,11 @@ struct Kernels {
 };
 
 // dispatch.cpp
-size_t kernels_count();                          // compiled in, best last
+size_t kernels_count();  // compiled in, best last
 const Kernels* kernels_at(size_t index);
-bool kernels_supported(const Kernels* kernels);  // by this CPU and operating system
+bool kernels_supported(const Kernels* kernels);        // by this CPU and operating system
 const char* kernels_requires(const Kernels* kernels);  // "avx2,fma,f16c"
 const Kernels* kernels_best();
-const Kernels* kernels_for(uint32_t isa);        // NULL: not compiled in; SBR_ISA_AUTO: the best
+const Kernels* kernels_for(uint32_t isa);  // NULL: not compiled in; SBR_ISA_AUTO: the best
 
 }  // namespace sbr

@@ -1,0 +1,71 @@
+#include "base/cpu_features.h"
+
+#include <stdint.h>
+
+#if defined(__x86_64__)
+#include <cpuid.h>
+#elif defined(__aarch64__)
+#include <sys/auxv.h>
+#endif
+
+namespace sbr {
+namespace {
+
+#if defined(__x86_64__)
+
+// Which register states the operating system saves; callable only when CPUID reports OSXSAVE.
+uint64_t extended_control_register() {
+  uint32_t low, high;
+  __asm__ volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
+  return ((uint64_t)high << 32) | low;
+}
+
+CpuFeatures detect() {
+  CpuFeatures f = {};
+  uint32_t eax, ebx, ecx, edx;
+  if (!__get_cpuid(1, &eax, &ebx, &ecx, &edx)) return f;
+  const bool os_saves = (ecx >> 27) & 1;
+  const uint64_t saved = os_saves ? extended_control_register() : 0;
+  const bool ymm = (saved & 0x06) == 0x06;         // SSE and AVX state
+  const bool zmm = ymm && (saved & 0xe0) == 0xe0;  // mask registers, upper halves, upper 16 registers
+  f.fma = ymm && ((ecx >> 12) & 1);
+  f.f16c = ymm && ((ecx >> 29) & 1);
+  if (!__get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx)) return f;
+  f.avx2 = ymm && ((ebx >> 5) & 1);
+  f.avx512f = zmm && ((ebx >> 16) & 1);
+  f.avx512dq = zmm && ((ebx >> 17) & 1);
+  f.avx512bw = zmm && ((ebx >> 30) & 1);
+  f.avx512vl = zmm && ((ebx >> 31) & 1);
+  f.avx512vnni = zmm && ((ecx >> 11) & 1);
+  return f;
+}
+
+#elif defined(__aarch64__)
+
+CpuFeatures detect() {
+  // Bits of the kernel's arm64 ABI, written out because libc headers of old sysroots lack the newer names.
+  const unsigned long capabilities = getauxval(AT_HWCAP);
+  const unsigned long kAtHwcap2 = 26;
+  const unsigned long capabilities2 = getauxval(kAtHwcap2);
+  CpuFeatures f = {};
+  f.neon = (capabilities >> 1) & 1;
+  f.fp16 = ((capabilities >> 9) & 1) && ((capabilities >> 10) & 1);
+  f.dotprod = (capabilities >> 20) & 1;
+  f.i8mm = (capabilities2 >> 13) & 1;
+  return f;
+}
+
+#else
+
+CpuFeatures detect() { return CpuFeatures{}; }
+
+#endif
+
+}  // namespace
+
+const CpuFeatures& cpu_features() {
+  static const CpuFeatures features = detect();
+  return features;
+}
+
+}  // namespace sbr

@@ -1,0 +1,31 @@
+# Target flags of the kernel files: one file per instruction set, each with its own; everything else is compiled for
+# the baseline CPU. include() this from the directory that defines the target (source properties are per directory).
+# A file whose architecture is not the target's compiles to nothing.
+#
+# The spellings are those that gcc, clang and zig all accept: zig rejects every -march=.
+
+set(_sbr_kernels ${CMAKE_CURRENT_LIST_DIR})
+if(CMAKE_SYSTEM_PROCESSOR MATCHES "^(x86_64|amd64|AMD64)$")
+  set(_sbr_avx2 -mavx2 -mfma -mf16c)
+  set(_sbr_avx512vnni ${_sbr_avx2} -mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx512vnni)
+  set_property(SOURCE ${_sbr_kernels}/avx2.cpp APPEND PROPERTY COMPILE_OPTIONS ${_sbr_avx2})
+  set_property(SOURCE ${_sbr_kernels}/avx512vnni.cpp APPEND PROPERTY COMPILE_OPTIONS ${_sbr_avx512vnni})
+  if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU" AND CMAKE_CXX_COMPILER_VERSION VERSION_LESS 13)
+    # gcc 12 warns of its own AVX-512 header, some 900 times (gcc bug 105593).
+    set_property(SOURCE ${_sbr_kernels}/avx512vnni.cpp APPEND PROPERTY COMPILE_OPTIONS
+                 -Wno-uninitialized -Wno-maybe-uninitialized)
+  endif()
+elseif(CMAKE_SYSTEM_PROCESSOR MATCHES "^(aarch64|arm64)$")
+  # -mcpu=generic+... is clang's and zig's spelling and gcc's too, except that gcc wants the architecture by -march.
+  if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU")
+    set(_sbr_dotprod -march=armv8.2-a+dotprod)
+  else()
+    set(_sbr_dotprod -mcpu=generic+v8_2a+dotprod)
+  endif()
+  set_property(SOURCE ${_sbr_kernels}/neon_dotprod.cpp APPEND PROPERTY COMPILE_OPTIONS ${_sbr_dotprod})
+endif()
+
+# Kernels are hot whatever the build type optimises for (-O2 in RelWithDebInfo leaves the reference's loops scalar).
+foreach(_file scalar avx2 avx512vnni neon neon_dotprod)
+  set_property(SOURCE ${_sbr_kernels}/${_file}.cpp APPEND PROPERTY COMPILE_OPTIONS $<$<NOT:$<CONFIG:Debug>>:-O3>)
+endforeach()
