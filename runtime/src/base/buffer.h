@@ -1,0 +1,102 @@
+// Uninitialised memory aligned for every vector width and for cache lines, freed by its owner.
+#pragma once
+
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include <cstddef>
+#include <cstdint>
+#include <new>
+#include <type_traits>
+#include <utility>
+
+namespace sbr {
+
+// Small and medium buffers of trivial types. Cleared to zero: no result may depend on stale memory.
+template <typename T>
+class Buffer {
+  static_assert(std::is_trivially_copyable<T>::value, "Buffer neither constructs nor destroys");
+
+ public:
+  static constexpr size_t kAlignment = 64;
+
+  Buffer() = default;
+  explicit Buffer(size_t size) : size_(size) {
+    if (size == 0) return;
+    if (size > SIZE_MAX / sizeof(T)) throw std::bad_alloc();
+    data_ = static_cast<T*>(::operator new(size * sizeof(T), std::align_val_t(kAlignment)));
+    for (size_t i = 0; i < size; ++i) data_[i] = T();
+  }
+  ~Buffer() {
+    if (data_ != nullptr) ::operator delete(data_, std::align_val_t(kAlignment));
+  }
+  Buffer(Buffer&& other) noexcept { swap(other); }
+  Buffer& operator=(Buffer&& other) noexcept {
+    swap(other);
+    return *this;
+  }
+
+  T* data() { return data_; }
+  const T* data() const { return data_; }
+  T& operator[](size_t i) { return data_[i]; }
+  const T& operator[](size_t i) const { return data_[i]; }
+  size_t size() const { return size_; }
+  size_t bytes() const { return size_ * sizeof(T); }
+
+ private:
+  void swap(Buffer& other) {
+    std::swap(data_, other.data_);
+    std::swap(size_, other.size_);
+  }
+
+  T* data_ = nullptr;
+  size_t size_ = 0;
+};
+
+// Large anonymous memory, page aligned; pages appear (as zeros) when first touched. `huge` asks for huge pages, since
+// gathered rows of a 2 GB matrix otherwise miss the TLB on nearly every row; not for memory that stays partly unused,
+// because a page is then resident as a whole.
+class Pages {
+ public:
+  Pages() = default;
+  Pages(size_t bytes, bool huge) : bytes_(bytes) {
+    if (bytes == 0) return;
+    void* map = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (map == MAP_FAILED) throw std::bad_alloc();
+    data_ = static_cast<uint8_t*>(map);
+#ifdef MADV_HUGEPAGE
+    if (huge) madvise(data_, bytes, MADV_HUGEPAGE);
+#else
+    (void)huge;
+#endif
+  }
+  ~Pages() {
+    if (data_ != nullptr) munmap(data_, bytes_);
+  }
+  Pages(Pages&& other) noexcept { swap(other); }
+  Pages& operator=(Pages&& other) noexcept {
+    swap(other);
+    return *this;
+  }
+
+  uint8_t* data() { return data_; }
+  const uint8_t* data() const { return data_; }
+  size_t bytes() const { return bytes_; }
+
+  // Writes one byte per page, so that all of it is resident.
+  void touch() {
+    const size_t page = static_cast<size_t>(sysconf(_SC_PAGESIZE));
+    for (size_t i = 0; i < bytes_; i += page) static_cast<volatile uint8_t*>(data_)[i] = 0;
+  }
+
+ private:
+  void swap(Pages& other) {
+    std::swap(data_, other.data_);
+    std::swap(bytes_, other.bytes_);
+  }
+
+  uint8_t* data_ = nullptr;
+  size_t bytes_ = 0;
+};
+
+}  // namespace sbr

@@ -1,0 +1,407 @@
+// The C interface: the only extern "C" and the only catch. Below here an error is an exception.
+#include <algorithm>
+#include <cstddef>
+#include <cstdlib>
+#include <cstring>
+#include <exception>
+#include <memory>
+#include <new>
+#include <string>
+
+#include "base/error.h"
+#include "base/json.h"
+#include "build_info.h"
+#include "gguf/gguf.h"
+#include "kernels/kernels.h"
+#include "model/model.h"
+#include "probe/probe.h"
+#include "sbr/sbr.h"
+#include "session.h"
+#include "synth/synth.h"
+
+struct sbr_model {
+  sbr::Model impl;
+};
+
+struct sbr_session {
+  sbr::Session impl;
+};
+
+namespace {
+
+using sbr::Error;
+
+// ---- errors ----
+
+sbr_status report(sbr_error* error, sbr_status status, const char* message) {
+  if (error == nullptr || error->struct_size <= offsetof(sbr_error, message)) return status;
+  const size_t capacity = std::min<size_t>(error->struct_size, sizeof *error) - offsetof(sbr_error, message);
+  const size_t n = std::min(std::strlen(message), capacity - 1);
+  error->status = status;
+  std::memcpy(error->message, message, n);
+  error->message[n] = '\0';
+  return status;
+}
+
+// Runs a call's body; whatever it throws becomes a status and a sentence.
+template <typename Body>
+sbr_status guarded(sbr_error* error, Body body) {
+  try {
+    body();
+    return SBR_OK;
+  } catch (const Error& e) {
+    return report(error, e.status(), e.what());
+  } catch (const std::bad_alloc&) {
+    return report(error, SBR_ERR_MEMORY, "Out of memory");
+  } catch (const std::exception& e) {
+    return report(error, SBR_ERR_INTERNAL, (std::string("Internal error: ") + e.what()).c_str());
+  } catch (...) {
+    return report(error, SBR_ERR_INTERNAL, "Internal error of an unknown kind");
+  }
+}
+
+void require(const void* pointer, const char* argument) {
+  if (pointer == nullptr) throw Error(SBR_ERR_ARGUMENT, std::string(argument) + " is NULL");
+}
+
+// ---- structs of the caller, which may be older (shorter) or newer (longer) than this library's ----
+
+constexpr uint32_t kSmallestStruct = 2 * sizeof(uint32_t);  // struct_size and one member
+
+uint32_t require_struct(const void* given, const char* argument) {
+  require(given, argument);
+  uint32_t size;
+  std::memcpy(&size, given, sizeof size);
+  if (size < kSmallestStruct) {
+    throw Error(SBR_ERR_ARGUMENT, std::string(argument) + "->struct_size is " + std::to_string(size) +
+                                      "; set it to sizeof(*" + argument + ")");
+  }
+  return size;
+}
+
+// The caller's members over `defaults`. A longer struct may only be used if what this library does not know is zero.
+template <typename T>
+T read_struct(const T* given, const T& defaults, const char* argument) {
+  const uint32_t size = require_struct(given, argument);
+  const auto* bytes = reinterpret_cast<const unsigned char*>(given);
+  for (size_t i = sizeof(T); i < size; ++i) {
+    if (bytes[i] == 0) continue;
+    throw Error(SBR_ERR_ARGUMENT, std::string(argument) +
+                                      " sets members that this version of the library does not know (struct_size " +
+                                      std::to_string(size) + ", known: " + std::to_string(sizeof(T)) + ")");
+  }
+  T value = defaults;
+  std::memcpy(&value, given, std::min<size_t>(size, sizeof(T)));
+  value.struct_size = sizeof(T);
+  return value;
+}
+
+// As much of `value` as the caller has room for; struct_size stays the caller's.
+template <typename T>
+void write_struct(const T& value, T* out) {
+  constexpr size_t first = sizeof(uint32_t);
+  const size_t size = std::min<size_t>(out->struct_size, sizeof(T));
+  std::memcpy(reinterpret_cast<unsigned char*>(out) + first, reinterpret_cast<const unsigned char*>(&value) + first,
+              size - first);
+}
+
+sbr_model_options default_model_options() {
+  sbr_model_options options = {};
+  options.struct_size = sizeof options;
+  options.load_mode = SBR_LOAD_MMAP;
+  return options;
+}
+
+sbr_session_options default_session_options() {
+  sbr_session_options options = {};
+  options.struct_size = sizeof options;
+  options.n_threads = 1;
+  options.isa = SBR_ISA_AUTO;
+  options.n_ctx = 4096;
+  options.n_batch = 64;
+  options.kv_type = SBR_TYPE_F16;
+  options.lm_head_skipped = SBR_SKIPPED_EXCLUDED;
+  options.phase_timing = 1;
+  return options;
+}
+
+// ---- the library ----
+
+std::string make_build_info() {
+  sbr::JsonWriter json;
+  json.begin_object();
+  json.key("version").string(SBR_BUILD_VERSION);
+  json.key("abi").uint(SBR_ABI_VERSION);
+  json.key("compiler").string(SBR_BUILD_COMPILER);
+  json.key("flags").string(SBR_BUILD_FLAGS);
+  json.key("build_type").string(SBR_BUILD_TYPE);
+  json.key("sanitize").string(SBR_BUILD_SANITIZE);
+  json.key("target").string(SBR_BUILD_TARGET);
+  json.end_object();
+  return json.take();
+}
+
+// A terminated string of a fixed array; the caller may have filled the array to the brim.
+template <size_t N>
+void require_terminated(const char (&text)[N], const char* member) {
+  if (std::memchr(text, '\0', N) == nullptr)
+    throw Error(SBR_ERR_ARGUMENT, std::string(member) + " is not NUL-terminated");
+}
+
+sbr_synth_spec read_spec(const sbr_synth_spec* given) {
+  const sbr_synth_spec spec = read_struct(given, sbr_synth_spec{}, "spec");
+  require_terminated(spec.architecture, "spec->architecture");
+  require_terminated(spec.name, "spec->name");
+  return spec;
+}
+
+template <typename Probe>
+sbr_status run_probe(const sbr_probe_options* options, sbr_probe_result* out, sbr_error* error, Probe probe) {
+  return guarded(error, [&] {
+    require_struct(out, "out");
+    write_struct(probe(read_struct(options, sbr_probe_options{}, "options")), out);
+  });
+}
+
+}  // namespace
+
+extern "C" {
+
+uint32_t sbr_abi_version(void) { return SBR_ABI_VERSION; }
+
+const char* sbr_build_info(void) {
+  static const std::string text = make_build_info();
+  return text.c_str();
+}
+
+uint32_t sbr_isa_count(void) { return static_cast<uint32_t>(sbr::kernels_count()); }
+
+sbr_status sbr_isa_get(uint32_t index, sbr_isa_info* out, sbr_error* error) {
+  return guarded(error, [&] {
+    require_struct(out, "out");
+    if (index >= sbr::kernels_count()) {
+      throw Error(SBR_ERR_ARGUMENT, "index is " + std::to_string(index) + ", but sbr_isa_count() is " +
+                                        std::to_string(sbr::kernels_count()));
+    }
+    const sbr::Kernels* kernels = sbr::kernels_at(index);
+    sbr_isa_info info = {};
+    info.isa = kernels->isa;
+    info.supported = sbr::kernels_supported(kernels);
+    info.is_auto = kernels == sbr::kernels_best();
+    std::strncpy(info.name, kernels->name, sizeof info.name - 1);
+    std::strncpy(info.requires_, sbr::kernels_requires(kernels), sizeof info.requires_ - 1);
+    write_struct(info, out);
+  });
+}
+
+// ---- GGUF files ----
+
+sbr_status sbr_gguf_describe(const char* path, uint64_t max_array_items, char** json, sbr_error* error) {
+  return guarded(error, [&] {
+    require(path, "path");
+    require(json, "json");
+    const std::string text = sbr::GgufFile::open(path).describe(max_array_items);
+    char* copy = static_cast<char*>(std::malloc(text.size() + 1));
+    if (copy == nullptr) throw std::bad_alloc();
+    std::memcpy(copy, text.c_str(), text.size() + 1);
+    *json = copy;
+  });
+}
+
+void sbr_string_free(char* string) { std::free(string); }
+
+// ---- models ----
+
+void sbr_model_options_init(sbr_model_options* options) {
+  if (options != nullptr) *options = default_model_options();
+}
+
+sbr_status sbr_model_load(const char* path, const sbr_model_options* options, sbr_model** model, sbr_error* error) {
+  return guarded(error, [&] {
+    require(path, "path");
+    require(model, "model");
+    sbr_model_options chosen = default_model_options();
+    if (options != nullptr) chosen = read_struct(options, chosen, "options");
+    if (chosen.load_mode > SBR_LOAD_READ) {
+      throw Error(SBR_ERR_ARGUMENT,
+                  "options->load_mode is " + std::to_string(chosen.load_mode) + ", expected 0 (mmap) or 1 (read)");
+    }
+    *model = new sbr_model{sbr::Model(path, chosen)};
+  });
+}
+
+void sbr_model_free(sbr_model* model) { delete model; }
+
+sbr_status sbr_model_get_info(const sbr_model* model, sbr_model_info* out, sbr_error* error) {
+  return guarded(error, [&] {
+    require(model, "model");
+    require_struct(out, "out");
+    write_struct(model->impl.info(), out);
+  });
+}
+
+const char* sbr_model_warnings(const sbr_model* model) {
+  return model == nullptr ? "" : model->impl.warnings().c_str();
+}
+
+// ---- sessions ----
+
+void sbr_session_options_init(sbr_session_options* options) {
+  if (options != nullptr) *options = default_session_options();
+}
+
+sbr_status sbr_session_create(const sbr_model* model, const sbr_session_options* options, sbr_session** session,
+                              sbr_error* error) {
+  return guarded(error, [&] {
+    require(model, "model");
+    require(session, "session");
+    sbr_session_options chosen = default_session_options();
+    if (options != nullptr) chosen = read_struct(options, chosen, "options");
+    *session = new sbr_session{sbr::Session(model->impl, chosen)};
+  });
+}
+
+void sbr_session_free(sbr_session* session) { delete session; }
+
+sbr_status sbr_session_get_info(const sbr_session* session, sbr_session_info* out, sbr_error* error) {
+  return guarded(error, [&] {
+    require(session, "session");
+    require_struct(out, "out");
+    write_struct(session->impl.info(), out);
+  });
+}
+
+sbr_status sbr_session_thread_ids(const sbr_session* session, int32_t* ids, uint32_t capacity, uint32_t* n_threads,
+                                  sbr_error* error) {
+  return guarded(error, [&] {
+    require(session, "session");
+    require(n_threads, "n_threads");
+    if (capacity != 0) require(ids, "ids");
+    const std::vector<int32_t>& all = session->impl.thread_ids();
+    std::copy_n(all.begin(), std::min<size_t>(capacity, all.size()), ids);
+    *n_threads = static_cast<uint32_t>(all.size());
+  });
+}
+
+sbr_status sbr_session_rewind(sbr_session* session, uint32_t n_past, sbr_error* error) {
+  return guarded(error, [&] {
+    require(session, "session");
+    session->impl.rewind(n_past);
+  });
+}
+
+void sbr_session_cancel(sbr_session* session) {
+  if (session != nullptr) session->impl.cancel();
+}
+
+sbr_status sbr_prefill(sbr_session* session, const int32_t* tokens, uint32_t n_tokens, uint32_t logits_mode,
+                       float* logits, sbr_interval* batches, sbr_error* error) {
+  return guarded(error, [&] {
+    require(session, "session");
+    require(tokens, "tokens");
+    if (n_tokens == 0) throw Error(SBR_ERR_ARGUMENT, "n_tokens is 0");
+    if (logits_mode > SBR_LOGITS_ALL) {
+      throw Error(SBR_ERR_ARGUMENT,
+                  "logits_mode is " + std::to_string(logits_mode) + ", expected 0 (none), 1 (last) or 2 (all)");
+    }
+    if (logits_mode != SBR_LOGITS_NONE) require(logits, "logits");
+    session->impl.prefill(tokens, n_tokens, logits_mode, logits, batches);
+  });
+}
+
+sbr_status sbr_decode(sbr_session* session, const int32_t* tokens, uint32_t n_tokens, sbr_interval* times,
+                      const sbr_capture* capture, sbr_error* error) {
+  return guarded(error, [&] {
+    require(session, "session");
+    require(tokens, "tokens");
+    if (n_tokens == 0) throw Error(SBR_ERR_ARGUMENT, "n_tokens is 0");
+    sbr_capture wanted = {};
+    if (capture != nullptr) {
+      wanted = read_struct(capture, wanted, "capture");
+      if (wanted.n_steps != 0) require(wanted.steps, "capture->steps");
+      for (uint32_t i = 0; i < wanted.n_steps; ++i) {
+        if (wanted.steps[i] < n_tokens && (i == 0 || wanted.steps[i - 1] < wanted.steps[i])) continue;
+        throw Error(SBR_ERR_ARGUMENT,
+                    "capture->steps[" + std::to_string(i) + "] is " + std::to_string(wanted.steps[i]) +
+                        "; steps must ascend and be below n_tokens (" + std::to_string(n_tokens) + ")");
+      }
+    }
+    session->impl.decode(tokens, n_tokens, times, &wanted);
+  });
+}
+
+// ---- counters ----
+
+sbr_status sbr_session_get_counters(const sbr_session* session, sbr_counters* out, sbr_error* error) {
+  return guarded(error, [&] {
+    require(session, "session");
+    require_struct(out, "out");
+    write_struct(session->impl.counters(), out);
+  });
+}
+
+sbr_status sbr_session_get_layer_counters(const sbr_session* session, uint32_t layer, sbr_layer_counters* out,
+                                          sbr_error* error) {
+  return guarded(error, [&] {
+    require(session, "session");
+    require_struct(out, "out");
+    write_struct(session->impl.layer_counters(layer), out);
+  });
+}
+
+sbr_status sbr_session_get_expert_counts(const sbr_session* session, uint32_t layer, uint64_t* counts,
+                                         uint32_t n_expert, sbr_error* error) {
+  return guarded(error, [&] {
+    require(session, "session");
+    require(counts, "counts");
+    if (n_expert != session->impl.n_expert()) {
+      throw Error(SBR_ERR_ARGUMENT, "n_expert is " + std::to_string(n_expert) + ", but the model has " +
+                                        std::to_string(session->impl.n_expert()));
+    }
+    std::copy_n(session->impl.expert_counts(layer), n_expert, counts);
+  });
+}
+
+sbr_status sbr_session_reset_counters(sbr_session* session, sbr_error* error) {
+  return guarded(error, [&] {
+    require(session, "session");
+    session->impl.reset_counters();
+  });
+}
+
+// ---- synthetic models ----
+
+sbr_status sbr_synth_size(const sbr_synth_spec* spec, uint64_t* bytes, sbr_error* error) {
+  return guarded(error, [&] {
+    require(bytes, "bytes");
+    *bytes = sbr::synth_size(read_spec(spec));
+  });
+}
+
+sbr_status sbr_synth_write(const sbr_synth_spec* spec, const char* path, sbr_progress progress, void* user,
+                           sbr_error* error) {
+  return guarded(error, [&] {
+    require(path, "path");
+    sbr::synth_write(read_spec(spec), path, progress, user);
+  });
+}
+
+// ---- probes ----
+
+sbr_status sbr_probe_read(const sbr_probe_options* options, sbr_probe_result* out, sbr_error* error) {
+  return run_probe(options, out, error, [](const sbr_probe_options& o) { return sbr::probe_read(o); });
+}
+
+sbr_status sbr_probe_gather(const sbr_probe_options* options, sbr_probe_result* out, sbr_error* error) {
+  return run_probe(options, out, error, [](const sbr_probe_options& o) { return sbr::probe_gather(o); });
+}
+
+sbr_status sbr_probe_storage(const char* path, const sbr_probe_options* options, sbr_probe_result* out,
+                             sbr_error* error) {
+  return run_probe(options, out, error, [path](const sbr_probe_options& o) {
+    require(path, "path");
+    return sbr::probe_storage(path, o);
+  });
+}
+
+}  // extern "C"

@@ -1,0 +1,131 @@
+#include "model/model.h"
+
+#include <algorithm>
+#include <cstring>
+
+#include "base/error.h"
+#include "gguf/gguf.h"
+#include "kernels/kernels.h"
+#include "quant/reference.h"
+
+namespace sbr {
+namespace {
+
+void copy_text(const std::string& text, char* out, size_t capacity) {
+  const size_t n = std::min(text.size(), capacity - 1);
+  std::memcpy(out, text.data(), n);
+  std::memset(out + n, 0, capacity - n);
+}
+
+// Piece by piece, giving the mapping's pages back: otherwise the process would for a moment hold the weights twice.
+Pages read_all(const MappedFile& file) {
+  constexpr uint64_t kPiece = 16u << 20;
+  Pages copy(file.size(), true);
+  for (uint64_t at = 0; at < file.size(); at += kPiece) {
+    const uint64_t n = std::min(kPiece, file.size() - at);
+    std::memcpy(copy.data() + at, file.data() + at, n);
+    file.advise(MappedFile::Advice::kDontNeed, at, n);
+  }
+  return copy;
+}
+
+}  // namespace
+
+Model::Model(const std::string& path, const sbr_model_options& options) {
+  file_ = MappedFile::open(path);
+  file_bytes_ = file_.size();
+  const GgufFile gguf = GgufFile::parse(file_.data(), file_.size(), file_.size(), path);
+
+  std::vector<std::string> warnings;
+  config_ = read_config(gguf, &warnings);
+
+  const uint8_t* bytes = file_.data();
+  if (options.load_mode == SBR_LOAD_READ) {
+    copy_ = read_all(file_);
+    file_ = MappedFile();
+    bytes = copy_.data();
+  }
+  weights_ = bind_weights(gguf, bytes, config_);
+
+  if (config_.relu_experts()) down_layout_ = weights_.transposed_down ? SBR_DOWN_TRANSPOSED : SBR_DOWN_STANDARD;
+  if (options.requantise_down != 0 && down_layout_ == SBR_DOWN_STANDARD) requantise_down(path);
+  if (options.populate != 0) touch_weights();
+
+  for (const std::string& sentence : warnings) warnings_ += (warnings_.empty() ? "" : "\n") + sentence;
+}
+
+// [F,D] per expert, quantised along F, becomes [D,F], quantised along D.
+void Model::requantise_down(const std::string& path) {
+  const size_t F = config_.n_ff, D = config_.n_embd;
+  std::vector<float> row(F), transposed(F * D);
+  for (uint32_t l = 0; l < config_.n_layer; ++l) {
+    Matrix& down = weights_.layers[l].down;
+    Matrix neurons = down;
+    neurons.cols = D;
+    neurons.rows = uint64_t{config_.n_expert} * F;
+    neurons.row_bytes = type_row_bytes(down.type, D);
+    if (D % 32 != 0 || neurons.row_bytes == 0 || kernels_for(SBR_ISA_SCALAR)->weights[down.type].axpy_rows == nullptr) {
+      throw Error(SBR_ERR_UNSUPPORTED, path + ": tensor blk." + std::to_string(l) +
+                                           ".ffn_down_exps.weight: a down matrix of type " + type_name(down.type) +
+                                           " cannot be transposed");
+    }
+    Pages pages(neurons.bytes(), true);
+    for (uint64_t e = 0; e < config_.n_expert; ++e) {
+      for (size_t c = 0; c < D; ++c) {
+        dequantise_row(down.type, down.row(e * D + c), F, row.data());
+        for (size_t j = 0; j < F; ++j) transposed[j * D + c] = row[j];
+      }
+      for (size_t j = 0; j < F; ++j) {
+        quantise_row(down.type, transposed.data() + j * D, D, pages.data() + (e * F + j) * neurons.row_bytes);
+      }
+    }
+    if (file_.data() != nullptr) {
+      file_.advise(MappedFile::Advice::kDontNeed, static_cast<uint64_t>(down.data - file_.data()), down.bytes());
+    }
+    neurons.data = pages.data();
+    requantised_.push_back(std::move(pages));
+    down = neurons;
+  }
+  down_layout_ = SBR_DOWN_REQUANTISED;
+}
+
+void Model::touch_weights() const {
+  volatile uint8_t sink = 0;
+  for (uint64_t i = 0; i < file_.size(); i += page_size()) sink = file_.data()[i];
+  (void)sink;
+}
+
+sbr_model_info Model::info() const {
+  const Config& c = config_;
+  sbr_model_info info = {};
+  info.struct_size = sizeof info;
+  info.n_layer = c.n_layer;
+  info.n_embd = c.n_embd;
+  info.n_head = c.n_head;
+  info.n_head_kv = c.n_head_kv;
+  info.head_dim = c.head_dim;
+  info.n_ff = c.n_ff;
+  info.n_expert = c.n_expert;
+  info.n_expert_used = c.n_expert_used;
+  info.n_vocab = c.n_vocab;
+  info.n_ctx_train = c.n_ctx_train;
+  info.sliding_window = c.sliding_window;
+  info.down_layout = down_layout_;
+  info.lm_head_predictor_rank = weights_.predictor_rank;
+  info.tied_output = weights_.tied_output;
+  info.relu = c.activation == Nonlinearity::kRelu;
+  info.n_params = weights_.n_params;
+  // One embedding row, but the whole output matrix; the predictor only chooses, it is no part of the model.
+  const uint64_t D = c.n_embd, V = c.n_vocab;
+  uint64_t active = weights_.n_params - uint64_t{weights_.predictor_rank} * (D + V);
+  if (!weights_.tied_output) active -= V * D - D;
+  if (c.n_expert != 0) active -= uint64_t{c.n_layer} * (c.n_expert - c.n_expert_used) * 3 * D * c.n_ff;
+  info.n_params_active = active;
+  info.file_bytes = file_bytes_;
+  info.weight_bytes = weights_.weight_bytes;
+  copy_text(c.architecture, info.architecture, sizeof info.architecture);
+  copy_text(c.name, info.name, sizeof info.name);
+  return info;
+}
+
+}  // namespace sbr

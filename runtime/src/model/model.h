@@ -1,0 +1,43 @@
+// A loaded model: configuration, weights, and the memory that the weights lie in. Immutable, so any number of sessions
+// may share it.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "base/buffer.h"
+#include "io/file.h"
+#include "model/config.h"
+#include "model/weights.h"
+#include "sbr/sbr.h"
+
+namespace sbr {
+
+class Model {
+ public:
+  Model(const std::string& path, const sbr_model_options& options);
+
+  const Config& config() const { return config_; }
+  const Weights& weights() const { return weights_; }
+  uint32_t down_layout() const { return down_layout_; }
+  // Rows of down can be skipped (transposed, from the file or re-quantised).
+  bool neuron_major_down() const { return down_layout_ == SBR_DOWN_TRANSPOSED || down_layout_ == SBR_DOWN_REQUANTISED; }
+  const std::string& warnings() const { return warnings_; }
+  sbr_model_info info() const;
+
+ private:
+  void requantise_down(const std::string& path);
+  void touch_weights() const;
+
+  MappedFile file_;
+  Pages copy_;                      // the file's bytes when it is read rather than mapped
+  std::vector<Pages> requantised_;  // per layer: the transposed down matrices
+  uint64_t file_bytes_ = 0;
+  Config config_;
+  Weights weights_;
+  uint32_t down_layout_ = SBR_DOWN_NONE;
+  std::string warnings_;  // one sentence per line
+};
+
+}  // namespace sbr

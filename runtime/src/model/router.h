@@ -1,0 +1,20 @@
+#pragma once
+
+#include "model/step.h"
+
+namespace sbr {
+
+// Rows of the router over the residual stream (before attention and its norm) -> ws.router [T][E]. No barrier.
+void score_experts(Worker& worker, uint32_t l);
+
+// Probabilities, top-k and weights of this thread's tokens -> plan.expert, plan.weight. Needs a barrier before and
+// after.
+void select_experts(Worker& worker);
+
+// Thread 0: groups the batch's tokens by expert and deals the neurons out. Needs a barrier before and after.
+void plan_experts(Worker& worker, uint32_t l);
+
+// The k largest of p[n], the lower index first on a tie -> ascending indices, and weights p / (their sum).
+void top_k(const float* p, uint32_t n, uint32_t k, uint32_t* indices, float* weights);
+
+}  // namespace sbr

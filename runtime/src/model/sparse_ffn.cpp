@@ -1,0 +1,232 @@
+#include "model/sparse_ffn.h"
+
+#include <algorithm>
+#include <cstring>
+
+namespace sbr {
+namespace {
+
+// One segment of one layer: neurons [row_begin, row_end) of an expert, for all of the expert's tokens.
+class SegmentTask {
+ public:
+  SegmentTask(Worker& worker, uint32_t l, Segment& segment)
+      : worker_(worker),
+        ws_(worker.step.ws),
+        kernels_(worker.step.kernels),
+        layer_(worker.step.weights.layers[l]),
+        segment_(segment),
+        group_(ws_.plan.groups[segment.group]),
+        F_(worker.step.config.n_ff),
+        n_(segment.row_end - segment.row_begin),
+        expert_row_(size_t{group_.expert} * F_) {}
+
+  void run(uint32_t l) {
+    const bool sparse = worker_.step.switches.sparse_ffn;
+    multiply_group(layer_.gate, ws_.gate.data());
+    if (!sparse) multiply_group(layer_.up, ws_.up.data());
+
+    segment_.active = 0;
+    uint64_t up_rows = sparse ? 0 : n_;
+    if (sparse && group_.count > 1) std::memset(worker_.scratch.touched.data(), 0, n_);
+    for (uint32_t p = group_.first; p < group_.first + group_.count; ++p) {
+      const size_t active =
+          kernels_.compact_greater(gate(p), n_, 0.0f, segment_.row_begin, worker_.scratch.rows.data());
+      segment_.active += active;
+      if (sparse) {
+        up_rows += gather_up(p, active);
+        deliver_sparse(p, active);
+      } else {
+        deliver_dense(p);
+      }
+    }
+
+    Tally& tally = worker_.tally;
+    tally.neurons_examined[l] += uint64_t{n_} * group_.count;
+    tally.neurons_active[l] += segment_.active;
+    tally.ffn_bytes += n_ * layer_.gate.row_bytes + up_rows * layer_.up.row_bytes;
+    if (!worker_.step.neuron_major_down) return;
+    // Down is read once per neuron that any of the tokens uses (the same ones as up).
+    tally.ffn_bytes += up_rows * layer_.down.row_bytes;
+  }
+
+ private:
+  size_t at(uint32_t p) const { return size_t{p} * F_ + segment_.row_begin; }
+  float* gate(uint32_t p) { return ws_.gate.data() + at(p); }
+  float* up(uint32_t p) { return ws_.up.data() + at(p); }
+
+  // out[p][rows of the segment] for every token of the group.
+  void multiply_group(const Matrix& w, float* out) {
+    const Activation* x = ws_.plan.input.data() + group_.first;
+    const uint8_t* rows = w.row(expert_row_ + segment_.row_begin);
+    const WeightKernels& of = kernels_.weights[w.type];
+    if (group_.count == 1) {
+      of.gemv(rows, w.row_bytes, n_, w.cols, x, out + at(group_.first));
+    } else {
+      of.gemm(rows, w.row_bytes, n_, w.cols, x, group_.count, out + at(group_.first), F_);
+    }
+  }
+
+  // scratch.products[i] = up row i of scratch.rows times the token. Returns how many of the rows no earlier token of
+  // the group read.
+  uint64_t gather_up(uint32_t p, size_t active) {
+    const Scratch& scratch = worker_.scratch;
+    const Matrix& w = layer_.up;
+    kernels_.weights[w.type].gather_gemv(w.row(expert_row_), w.row_bytes, scratch.rows.data(), active, w.cols,
+                                         &ws_.plan.input[p], worker_.scratch.products.data());
+    if (group_.count == 1) return active;
+    uint64_t fresh = 0;
+    for (size_t i = 0; i < active; ++i) {
+      uint8_t& touched = worker_.scratch.touched[scratch.rows[i] - segment_.row_begin];
+      fresh += touched == 0;
+      touched = 1;
+    }
+    return fresh;
+  }
+
+  void deliver_sparse(uint32_t p, size_t active) {
+    const Scratch& scratch = worker_.scratch;
+    if (worker_.step.neuron_major_down) {
+      uint32_t* rows = ws_.active_rows.data() + at(p);
+      float* values = ws_.active_values.data() + at(p);
+      for (size_t i = 0; i < active; ++i) {
+        rows[i] = scratch.rows[i];
+        values[i] = ws_.gate[size_t{p} * F_ + rows[i]] * scratch.products[i];
+      }
+      ws_.active_count[size_t{p} * (F_ / 32 + 1) + segment_.row_begin / 32] = static_cast<uint32_t>(active);
+      return;
+    }
+    float* hidden = ws_.hidden.f(p);
+    std::fill(hidden + segment_.row_begin, hidden + segment_.row_end, 0.0f);
+    for (size_t i = 0; i < active; ++i) {
+      const uint32_t row = scratch.rows[i];
+      hidden[row] = ws_.gate[size_t{p} * F_ + row] * scratch.products[i];
+    }
+    quantise_hidden(p);
+  }
+
+  void deliver_dense(uint32_t p) {
+    if (worker_.step.neuron_major_down) {
+      kernels_.relu_mul(gate(p), up(p), n_, ws_.active_values.data() + at(p));
+      ws_.active_count[size_t{p} * (F_ / 32 + 1) + segment_.row_begin / 32] = n_;
+      return;
+    }
+    kernels_.relu_mul(gate(p), up(p), n_, ws_.hidden.f(p) + segment_.row_begin);
+    quantise_hidden(p);
+  }
+
+  void quantise_hidden(uint32_t p) {
+    if (reads_quantised(layer_.down)) ws_.hidden.quantise(kernels_, p, segment_.row_begin, segment_.row_end);
+  }
+
+  Worker& worker_;
+  Workspace& ws_;
+  const Kernels& kernels_;
+  const LayerWeights& layer_;
+  Segment& segment_;
+  const ExpertGroup& group_;
+  const uint32_t F_;
+  const uint32_t n_;  // neurons of the segment
+  const size_t expert_row_;
+};
+
+// Rule 8: y[p][c] += value_j * down[j][c] over the neurons of the group's segments, ascending; columns [begin, end).
+void accumulate_columns(Worker& worker, const Matrix& down, const ExpertGroup& group, size_t begin, size_t end) {
+  Workspace& ws = worker.step.ws;
+  const size_t F = worker.step.config.n_ff, D = worker.step.config.n_embd;
+  const bool sparse = worker.step.switches.sparse_ffn;
+  const AxpyRowsFn axpy = worker.step.kernels.weights[down.type].axpy_rows;
+  const uint8_t* matrix = down.row(group.expert * F);
+  for (uint32_t p = group.first; p < group.first + group.count; ++p) {
+    std::fill(ws.expert_out.data() + p * D + begin, ws.expert_out.data() + p * D + end, 0.0f);
+  }
+  for (uint32_t s = group.segment_begin; s < group.segment_end; ++s) {
+    const size_t row = ws.plan.segments[s].row_begin;
+    for (uint32_t p = group.first; p < group.first + group.count; ++p) {
+      const size_t n = ws.active_count[p * (F / 32 + 1) + row / 32];
+      const uint32_t* rows = sparse ? ws.active_rows.data() + p * F + row : ws.every_row.data() + row;
+      axpy(matrix, down.row_bytes, rows, ws.active_values.data() + p * F + row, n, begin, end,
+           ws.expert_out.data() + p * D + begin);
+    }
+  }
+}
+
+// Deals out (expert, columns) by the number of neurons that were active.
+void project_down_by_neuron(Worker& worker, const Matrix& down) {
+  const ExpertPlan& plan = worker.step.ws.plan;
+  const size_t D = worker.step.config.n_embd;
+  const uint64_t blocks = D / kRowGranule;
+  const bool sparse = worker.step.switches.sparse_ffn;
+  const auto cost_of = [&](const ExpertGroup& group) {
+    uint64_t cost = 1;  // even with no active neuron the accumulators must be cleared
+    for (uint32_t s = group.segment_begin; s < group.segment_end; ++s) {
+      const Segment& segment = plan.segments[s];
+      cost += sparse ? segment.active : uint64_t{segment.row_end - segment.row_begin} * group.count;
+    }
+    return cost;
+  };
+  uint64_t total = 0;
+  for (const ExpertGroup& group : plan.groups) total += blocks * cost_of(group);
+  const uint64_t from = total * worker.tid / worker.n_threads, to = total * (worker.tid + 1) / worker.n_threads;
+  uint64_t before = 0;
+  for (const ExpertGroup& group : plan.groups) {
+    const uint64_t cost = cost_of(group);
+    const size_t begin = cut(from, before, cost, blocks) * kRowGranule,
+                 end = cut(to, before, cost, blocks) * kRowGranule;
+    if (begin < end) accumulate_columns(worker, down, group, begin, end);
+    before += blocks * cost;
+  }
+}
+
+// Rule 9: rows of down times the (quantised) hidden vectors; (expert, rows) are dealt out by the number of tokens.
+void project_down_by_column(Worker& worker, const Matrix& down) {
+  Workspace& ws = worker.step.ws;
+  const size_t D = worker.step.config.n_embd;
+  const uint64_t granules = (D + kRowGranule - 1) / kRowGranule;
+  uint64_t total = 0;
+  for (const ExpertGroup& group : ws.plan.groups) total += granules * (kReadCost + group.count);
+  const uint64_t from = total * worker.tid / worker.n_threads, to = total * (worker.tid + 1) / worker.n_threads;
+  uint64_t before = 0;
+  for (const ExpertGroup& group : ws.plan.groups) {
+    const uint64_t cost = kReadCost + group.count;
+    const size_t begin = cut(from, before, cost, granules) * kRowGranule;
+    const size_t end = std::min<size_t>(D, cut(to, before, cost, granules) * kRowGranule);
+    before += granules * cost;
+    if (begin >= end) continue;
+    Matrix expert = down;
+    expert.data = down.row(group.expert * D);
+    multiply(worker.step.kernels, expert, {begin, end}, ws.hidden.views.data() + group.first, group.count,
+             ws.expert_out.data() + group.first * D, D);
+    worker.tally.ffn_bytes += (end - begin) * down.row_bytes;
+  }
+}
+
+}  // namespace
+
+void activate_neurons(Worker& worker, uint32_t l) {
+  ExpertPlan& plan = worker.step.ws.plan;
+  for (uint32_t s = plan.segment_begin[worker.tid]; s < plan.segment_begin[worker.tid + 1]; ++s) {
+    SegmentTask(worker, l, plan.segments[s]).run(l);
+  }
+}
+
+void project_down(Worker& worker, uint32_t l) {
+  const Matrix& down = worker.step.weights.layers[l].down;
+  if (worker.step.neuron_major_down) {
+    project_down_by_neuron(worker, down);
+  } else {
+    project_down_by_column(worker, down);
+  }
+}
+
+void mix_experts(Worker& worker, size_t token) {
+  Step& step = worker.step;
+  const size_t D = step.config.n_embd, K = step.config.n_expert_used;
+  float* mixed = worker.scratch.mixed.data();
+  std::fill(mixed, mixed + D, 0.0f);
+  for (size_t i = token * K; i < (token + 1) * K; ++i) {
+    step.kernels.scaled_add(step.ws.plan.weight[i], step.ws.expert_out.data() + step.ws.plan.position[i] * D, D, mixed);
+  }
+  step.kernels.add(mixed, D, step.ws.x.data() + token * D);
+}
+
+}  // namespace sbr

@@ -1,0 +1,59 @@
+// One conversation with a model: KV cache, threads, buffers, counters. The model outlives it.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include "base/thread_pool.h"
+#include "model/kv_cache.h"
+#include "model/model.h"
+#include "model/step.h"
+#include "sbr/sbr.h"
+
+namespace sbr {
+
+class Session {
+ public:
+  // Errors: ARGUMENT, UNSUPPORTED; both name the option.
+  Session(const Model& model, const sbr_session_options& options);
+
+  sbr_session_info info() const;
+  const std::vector<int32_t>& thread_ids() const { return pool_.thread_ids(); }
+
+  void prefill(const int32_t* tokens, uint32_t n_tokens, uint32_t logits_mode, float* logits, sbr_interval* batches);
+  void decode(const int32_t* tokens, uint32_t n_tokens, sbr_interval* times, const sbr_capture* capture);
+  void rewind(uint32_t n_past);
+  void cancel() { cancel_.store(true, std::memory_order_relaxed); }
+
+  sbr_counters counters() const;
+  sbr_layer_counters layer_counters(uint32_t layer) const;
+  const uint64_t* expert_counts(uint32_t layer) const;  // [n_expert]
+  uint32_t n_expert() const { return model_.config().n_expert; }
+  void reset_counters();
+
+ private:
+  void require_layer(uint32_t layer) const;
+  void require_tokens(const int32_t* tokens, uint32_t n_tokens) const;
+  // Appends tokens to the cache; restores n_past_ to `restart` when cancelled.
+  sbr_interval evaluate(const int32_t* tokens, uint32_t n_tokens, LogitsOf logits_of, bool decode, float* logits,
+                        uint32_t restart);
+
+  const Model& model_;
+  const Kernels& kernels_;
+  const Switches switches_;
+  const uint32_t n_batch_;
+  ThreadPool pool_;
+  KvCache kv_;
+  Workspace workspace_;
+  std::vector<Tally> tallies_;  // per thread
+  std::vector<uint64_t> expert_counts_;
+  uint64_t n_evaluated_ = 0;
+  uint64_t ns_total_ = 0;
+  uint32_t n_past_ = 0;
+  std::atomic<bool> cancel_{false};
+  static_assert(std::atomic<bool>::is_always_lock_free, "cancel() may run in a signal handler");
+};
+
+}  // namespace sbr

@@ -1,0 +1,207 @@
+// Several sessions on one model, rewinding, cancelling from another thread, and what loading refuses.
+#include <atomic>
+#include <chrono>
+#include <fstream>
+#include <iterator>
+#include <thread>
+
+#include "base/error.h"
+#include "expect.h"
+#include "model/router.h"
+#include "tiny_models.h"
+
+using namespace sbr_test;
+
+namespace {
+
+void test_two_sessions_at_once() {
+  const TinyModel model(tiny_smallthinker(SBR_TYPE_Q4_0, true));
+  const std::vector<int32_t> first = token_stream(60);
+  const std::vector<int32_t> second(first.rbegin(), first.rend());
+  sbr_session_options options = session_options();
+  options.isa = SBR_ISA_AUTO;
+  options.n_batch = 8;
+  const std::vector<float> expected_first = prefill_all(model.get(), options, first);
+  const std::vector<float> expected_second = prefill_all(model.get(), options, second);
+  std::vector<float> got_first, got_second;
+  options.n_threads = 2;
+  options.sparse_ffn = 1;
+  std::thread a([&] { got_first = prefill_all(model.get(), options, first); });
+  std::thread b([&] { got_second = prefill_all(model.get(), options, second); });
+  a.join();
+  b.join();
+  EXPECT(same_bits(got_first, expected_first) && same_bits(got_second, expected_second));
+
+  // Interleaved in one thread, and called from a thread that did not create it.
+  sbr::Session one(model.get(), options), two(model.get(), options);
+  for (size_t i = 0; i < 10; ++i) {
+    got_first = decode_all(one, {first[i]});
+    std::thread([&] { got_second = decode_all(two, {second[i]}); }).join();
+    EXPECT(std::memcmp(got_first.data(), &expected_first[i * kVocab], kVocab * sizeof(float)) == 0);
+    EXPECT(std::memcmp(got_second.data(), &expected_second[i * kVocab], kVocab * sizeof(float)) == 0);
+  }
+}
+
+void test_rewind() {
+  const TinyModel model(tiny_spec("qwen3", SBR_TYPE_Q4_0));
+  const std::vector<int32_t> tokens = token_stream(30);
+  sbr_session_options options = session_options();
+  options.n_threads = 2;
+  options.n_batch = 7;
+  sbr::Session session(model.get(), options);
+  const std::vector<float> whole = decode_all(session, tokens);
+  for (uint32_t keep : {0u, 1u, 13u, 29u}) {
+    session.rewind(keep);
+    EXPECT(session.info().n_past == keep);
+    std::vector<float> logits((tokens.size() - keep) * kVocab);
+    session.prefill(tokens.data() + keep, static_cast<uint32_t>(tokens.size()) - keep, SBR_LOGITS_ALL, logits.data(),
+                    nullptr);
+    EXPECT(same_bits(logits, {whole.begin() + keep * kVocab, whole.end()}));
+  }
+}
+
+// Whenever the flag is seen, the call fails, the position is as before, and a repetition gives the right logits.
+void test_cancel_while_running() {
+  const TinyModel model(tiny_smallthinker(SBR_TYPE_Q8_0, true));
+  const std::vector<int32_t> tokens = token_stream(100);
+  sbr_session_options options = session_options();
+  options.n_threads = 2;
+  options.n_batch = 4;
+  const std::vector<float> expected = prefill_all(model.get(), options, tokens);
+  sbr::Session session(model.get(), options);
+  int cancelled = 0;
+  for (int attempt = 0; attempt < 20; ++attempt) {
+    std::atomic<bool> running{true};
+    std::thread canceller([&] {
+      std::this_thread::sleep_for(std::chrono::microseconds(200 * attempt));
+      if (running) session.cancel();
+    });
+    try {
+      session.prefill(tokens.data(), 100, SBR_LOGITS_NONE, nullptr, nullptr);
+    } catch (const sbr::Error& error) {
+      EXPECT(error.status() == SBR_ERR_CANCELLED);
+      EXPECT(session.info().n_past == 0);
+      ++cancelled;
+    }
+    running = false;
+    canceller.join();
+    session.rewind(0);
+  }
+  EXPECT(cancelled > 0);
+  // A cancel that came too late for the last call stops the next one; once.
+  session.cancel();
+  bool refused = false;
+  try {
+    session.decode(tokens.data(), 1, nullptr, nullptr);
+  } catch (const sbr::Error&) {
+    refused = true;
+  }
+  EXPECT(refused);
+  EXPECT(same_bits(decode_all(session, tokens), expected));
+}
+
+void test_top_k() {
+  const float p[8] = {0.5f, 0.75f, 0.5f, 0.25f, 0.75f, 0.5f, 0.125f, 0.5f};
+  uint32_t indices[8];
+  float weights[8];
+  sbr::top_k(p, 8, 4, indices, weights);
+  // Two of 0.75, then the first two of four equal ones; ascending.
+  const uint32_t expected[4] = {0, 1, 2, 4};
+  EXPECT(std::memcmp(indices, expected, sizeof expected) == 0);
+  EXPECT(weights[0] == 0.5f / 2.5f && weights[1] == 0.75f / 2.5f);
+  sbr::top_k(p, 8, 8, indices, weights);
+  EXPECT(indices[0] == 0 && indices[7] == 7);
+}
+
+// Loads `bytes` as a file; returns the refusal's sentence, or "" when it was accepted.
+std::string refusal(const std::string& bytes, int32_t* status) {
+  const char* path = "tiny-changed.gguf";
+  std::ofstream(path, std::ios::binary) << bytes;
+  std::string sentence;
+  try {
+    sbr_model_options options = {};
+    options.struct_size = sizeof options;
+    const sbr::Model model(path, options);
+    *status = SBR_OK;
+    sentence = model.warnings();
+  } catch (const sbr::Error& error) {
+    *status = error.status();
+    sentence = error.what();
+  }
+  std::remove(path);
+  return sentence;
+}
+
+std::string replaced(std::string bytes, const std::string& from, const std::string& to) {
+  const size_t at = bytes.find(from);
+  EXPECT(at != std::string::npos && from.size() == to.size());
+  return at == std::string::npos ? bytes : bytes.replace(at, from.size(), to);
+}
+
+bool contains(const std::string& text, const std::string& part) { return text.find(part) != std::string::npos; }
+
+void test_loading_refuses() {
+  const TinyModel model(tiny_smallthinker(SBR_TYPE_Q4_0, true));
+  std::ifstream file(model.path(), std::ios::binary);
+  const std::string bytes((std::istreambuf_iterator<char>(file)), std::istreambuf_iterator<char>());
+  int32_t status = 0;
+
+  std::string sentence = refusal(replaced(bytes, "general.architecture", "general.architectura"), &status);
+  EXPECT(status == SBR_ERR_FORMAT && contains(sentence, "general.architecture"));
+
+  // The value of general.architecture is the first such string.
+  sentence = refusal(replaced(bytes, std::string("\x0c\0\0\0\0\0\0\0smallthinker", 20),
+                              std::string("\x0c\0\0\0\0\0\0\0smallthunker", 20)),
+                     &status);
+  EXPECT(status == SBR_ERR_UNSUPPORTED && contains(sentence, "smallthunker") &&
+         contains(sentence, "smallthinker, qwen3, llama"));
+
+  sentence = refusal(replaced(bytes, "blk.1.attn_k.weight", "blk.1.attn_j.weight"), &status);
+  EXPECT(status == SBR_ERR_FORMAT && contains(sentence, "tiny-changed.gguf") &&
+         contains(sentence, "blk.1.attn_k.weight"));
+
+  // A tensor that nothing reads would silently change what the model computes.
+  sentence = refusal(replaced(bytes, "lm_head_profiler.weight", "lm_head_profiler.wEight"), &status);
+  EXPECT(status == SBR_ERR_UNSUPPORTED && contains(sentence, "lm_head_profiler.wEight"));
+
+  // Some converters forget the gating function: sigmoid, and a warning.
+  sentence = refusal(replaced(bytes, "smallthinker.expert_gating_func", "smallthinker.expert_gating_fxnc"), &status);
+  EXPECT(status == SBR_OK && contains(sentence, "sigmoid"));
+
+  sentence = refusal(bytes.substr(0, bytes.size() - 100), &status);
+  EXPECT(status == SBR_ERR_FORMAT);
+  sentence = refusal("", &status);
+  EXPECT(status == SBR_ERR_FORMAT && contains(sentence, "tiny-changed.gguf"));
+}
+
+void test_unsupported_switches() {
+  const TinyModel model(tiny_spec("llama", SBR_TYPE_Q8_0));
+  for (int i = 0; i < 2; ++i) {
+    sbr_session_options options = session_options();
+    (i == 0 ? options.sparse_ffn : options.sparse_lm_head) = 1;
+    try {
+      sbr::Session session(model.get(), options);
+      EXPECT(!"a switch without effect was accepted");
+    } catch (const sbr::Error& error) {
+      EXPECT(error.status() == SBR_ERR_UNSUPPORTED && contains(error.what(), i == 0 ? "sparse_ffn" : "sparse_lm_head"));
+    }
+  }
+  const TinyModel standard(tiny_smallthinker(SBR_TYPE_Q4_0, false));
+  sbr_session_options options = session_options();
+  options.sparse_ffn = 1;
+  EXPECT(sbr::Session(standard.get(), options).info().sparse_ffn == SBR_SPARSE_GATE_UP);
+  const TinyModel transposed(tiny_smallthinker(SBR_TYPE_Q4_0, true));
+  EXPECT(sbr::Session(transposed.get(), options).info().sparse_ffn == SBR_SPARSE_FULL);
+}
+
+}  // namespace
+
+int main() {
+  test_two_sessions_at_once();
+  test_rewind();
+  test_cancel_while_running();
+  test_top_k();
+  test_loading_refuses();
+  test_unsupported_switches();
+  return finish("test_session");
+}
