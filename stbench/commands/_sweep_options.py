@@ -1,0 +1,152 @@
+"""The options that ``sweep`` and ``plan`` share, and what they do before anything is measured."""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import fnmatch
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from stbench.errors import InventoryError, StoreError, UsageError
+
+if TYPE_CHECKING:
+    from stbench.inventory import Device
+    from stbench.plan import Plan
+    from stbench.prepare import Prepared
+    from stbench.sweep import Sweep
+
+# Options whose values go to stbench.sweep as they were typed.
+_AXES = (
+    ("--preset", "preset", "NAME", "published-4b or quick (quick when no models are given)"),
+    ("--models", "models", "LIST", "names of the catalogue or paths of GGUF files"),
+    ("--engines", "engines", "LIST", "engines (sbr)"),
+    ("--sparse-ffn", "sparse_ffn", "on,off", "skip neurons whose ReLU output is zero"),
+    ("--sparse-lm-head", "sparse_lm_head", "on,off", "compute only the output rows that the predictor keeps"),
+    ("-t --threads", "threads", "LIST", "thread counts (default: the device's)"),
+    ("-p --prompt", "prompt", "LIST", "prompt lengths, a case each"),
+    ("-n --gen", "gen", "LIST", "numbers of generated tokens, a case each"),
+    ("-pg --prompt-gen", "prompt_gen", "P,N", "prompt and generation in one case; more with ';'"),
+    ("-d --depth", "depth", "LIST", "tokens in the KV cache before anything is timed"),
+    ("--isa", "isa", "NAME", "force an instruction set (auto)"),
+    ("--kv-type", "kv_type", "TYPE", "f16 or f32"),
+    ("--load", "load", "MODE", "mmap or read"),
+    ("--filter", "filter", "GLOB", "only cases whose label fits, such as '*/sparse+lmhead/t4/*'"),
+    ("--max-time", "max_time", "TIME", "start no job after this long (90s, 15m, 2h)"),
+)
+_NUMBERS = (
+    ("-r --replicates", "replicates", int, "processes per case"),
+    ("--seed", "seed", int, "seed of the token stream and of the order (0)"),
+    ("--n-ctx", "n_ctx", int, "KV cache capacity in tokens"),
+    ("-b --batch", "n_batch", int, "most tokens evaluated together in prefill"),
+    ("--lm-head-threshold", "lm_head_threshold", float, "predictor score above which a row is computed (0)"),
+    ("--max-failures", "max_failures", int, "stop after this many failed jobs"),
+)
+
+RESULTS = Path("results")
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Adds the axes and where things are."""
+    parser.add_argument("sweep_file", nargs="?", type=Path, metavar="SWEEP.yaml", help="axes from a file")
+    parser.add_argument(
+        "--devices", type=Path, default=Path("devices.yaml"), metavar="FILE", help="(devices.yaml)"
+    )
+    parser.add_argument("--device", action="append", metavar="GLOB", help="only these of its enabled devices")
+    parser.add_argument(
+        "--campaign", metavar="NAME", help="directory under results/ (default: date and preset)"
+    )
+    parser.add_argument(
+        "--results", type=Path, default=RESULTS, metavar="DIR", help="where campaigns lie (results)"
+    )
+    parser.add_argument(
+        "--library", type=Path, metavar="PATH", help="a libsbr.so other than the installed one"
+    )
+    axes = parser.add_argument_group(
+        "axes", "comma lists; numbers also as first-last+step or first-last*mult"
+    )
+    for flags, key, metavar, text in _AXES:
+        axes.add_argument(*flags.split(), dest=f"axis_{key}", metavar=metavar, help=text)
+    for flags, key, kind, text in _NUMBERS:
+        axes.add_argument(*flags.split(), dest=f"axis_{key}", type=kind, metavar="N", help=text)
+    axes.add_argument(
+        "--requantise-down",
+        dest="axis_requantise_down",
+        action="store_const",
+        const=True,
+        help="turn standard-layout down matrices neuron-major at load (lossy)",
+    )
+
+
+def typed_axes(args: argparse.Namespace) -> dict[str, Any]:
+    """The axes that were given on the command line."""
+    prefix = "axis_"
+    return {
+        key.removeprefix(prefix): value
+        for key, value in vars(args).items()
+        if key.startswith(prefix) and value is not None
+    }
+
+
+def sweep_of(args: argparse.Namespace) -> Sweep:
+    """The sweep of options and file. Raises :class:`stbench.errors.SweepError`."""
+    from stbench.sweep import load_sweep
+
+    return load_sweep(typed_axes(args), args.sweep_file)
+
+
+def devices_of(args: argparse.Namespace) -> list[Device]:
+    """The enabled devices that ``--device`` selects. Raises :class:`InventoryError`, :class:`UsageError`."""
+    from stbench.inventory import load_inventory
+
+    inventory = load_inventory(args.devices)
+    devices = inventory.enabled()
+    if not devices:
+        raise InventoryError(
+            [f"{args.devices}: no device is enabled"], hint="set enabled: true for one of them"
+        )
+    if args.device:
+        devices = [d for d in devices if any(fnmatch.fnmatchcase(d.name, glob) for glob in args.device)]
+        if not devices:
+            names = ", ".join(d.name for d in inventory.enabled())
+            raise UsageError(f"--device {' '.join(args.device)}: no enabled device fits; enabled: {names}")
+    return devices
+
+
+def new_campaign_name(preset: str, results: Path) -> str:
+    """``2026-01-31-quick``, with a number when that is taken."""
+    base = f"{datetime.date.today().isoformat()}-{preset or 'sweep'}"
+    names = [base, *(f"{base}-{i}" for i in range(2, 1000))]
+    for name in names:
+        if not (results / name).exists():
+            return name
+    raise StoreError(f"{results}: too many campaigns called {base}", hint="give this one a --campaign NAME")
+
+
+@dataclass(frozen=True)
+class Ready:
+    """Connected devices and the plan for them."""
+
+    plan: Plan
+    devices: list[Prepared]
+
+
+@contextmanager
+def planned(
+    args: argparse.Namespace, sweep: Sweep, campaign: str, on_bytes: Callable[[str, int, int], None]
+) -> Iterator[Ready]:
+    """Connects, deploys, asks for facts and plans; devices stay connected inside the block."""
+    from stbench.agentclient import needs_library
+    from stbench.build import find_library
+    from stbench.plan import build_plan
+    from stbench.prepare import label_names, prepared
+
+    devices = devices_of(args)
+    names, sweep = label_names(sweep)
+    needed = args.library is not None or any(needs_library(engine) for engine in sweep.engines)
+    library = find_library(args.library) if needed else None
+    with prepared(devices, names, library, on_bytes) as ready:
+        yield Ready(build_plan(sweep, [device.target for device in ready], campaign), ready)

@@ -1,0 +1,78 @@
+"""``stbench plan``: what a sweep would do."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING
+
+from stbench.commands import Subparsers, add_command
+from stbench.commands._sweep_options import add_options, new_campaign_name, planned, sweep_of
+from stbench.console import print_json, stderr_console, stdout_console
+
+if TYPE_CHECKING:
+    from stbench.plan import Plan
+
+EXAMPLE = """
+stbench plan --preset published-4b
+stbench plan --models smallthinker-4b --sparse-ffn on,off -t 1-8*2 -n 128
+"""
+
+
+def register(subparsers: Subparsers) -> None:
+    """Adds ``stbench plan``."""
+    parser = add_command(
+        subparsers,
+        "plan",
+        run,
+        help="print what a sweep would do, its disk and its time, and do nothing",
+        example=EXAMPLE,
+    )
+    add_options(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Prints the plan."""
+    from stbench.live import Live
+
+    sweep = sweep_of(args)
+    campaign = args.campaign or new_campaign_name(sweep.preset, args.results)
+    with (
+        Live(stderr_console(quiet=args.quiet)) as live,
+        planned(args, sweep, campaign, lambda stage, done, total: live.step(stage, done, total)) as ready,
+    ):
+        plan = ready.plan
+    print_plan(plan, as_json=args.json)
+    return 0
+
+
+def print_plan(plan: Plan, *, as_json: bool) -> None:
+    """On stdout, for people or as JSON."""
+    from rich.table import Table
+
+    from stbench.live import duration
+
+    if as_json:
+        print_json(plan.describe())
+        return
+    console = stdout_console()
+    table = Table(
+        title=f"{plan.campaign}: {len(plan.jobs)} jobs, seed {plan.seed}", title_justify="left", box=None
+    )
+    table.add_column("case", no_wrap=True)
+    table.add_column("replicates", justify="right")
+    table.add_column("expected", justify="right")
+    for label, jobs in plan.cases().items():
+        table.add_row(label, str(len(jobs)), duration(sum(plan.guess_s[job.id] for job in jobs)))
+    console.print(table)
+    for device, models in plan.to_make.items():
+        for model in models:
+            console.print(f"{device}: makes {model.ref.name}, {model.file_bytes / 1e9:.2f} GB, synthetic")
+        if models:
+            console.print(
+                f"{device}: peak disk {plan.peak_disk_bytes(device) / 1e9:.2f} GB beyond what is there"
+            )
+    console.print(
+        f"expected time: {duration(plan.expected_s())} (a guess; references that do not ship add to it)"
+    )
+    for note in plan.notes:
+        console.print(f"note: {note}")

@@ -1,0 +1,225 @@
+"""``stbench sweep``: measure, store, print the table."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import stbench
+from stbench import errors
+from stbench.commands import Subparsers, add_command
+from stbench.commands._sweep_options import (
+    Ready,
+    add_options,
+    new_campaign_name,
+    planned,
+    sweep_of,
+    typed_axes,
+)
+from stbench.commands.plan import print_plan
+from stbench.console import print_json, stderr_console, stdout_console
+
+if TYPE_CHECKING:
+    from stbench.agent.wire import RunRecord
+    from stbench.campaign import Outcome
+    from stbench.live import Live
+    from stbench.store import Store
+    from stbench.sweep import Sweep
+
+EXAMPLE = """
+stbench sweep --devices devices.yaml
+stbench sweep --preset published-4b -r 10 --campaign night
+stbench sweep --models smallthinker-4b --sparse-ffn on,off -t 1-8*2 -n 128
+stbench sweep --resume
+"""
+
+
+def register(subparsers: Subparsers) -> None:
+    """Adds ``stbench sweep``."""
+    parser = add_command(
+        subparsers, "sweep", run, help="measure models on devices and print the table", example=EXAMPLE
+    )
+    add_options(parser)
+    parser.add_argument("--resume", action="store_true", help="go on with --campaign, or with the newest one")
+    parser.add_argument(
+        "--retry-failed", action="store_true", help="with --resume: run failed jobs again, too"
+    )
+    parser.add_argument("--dry-run", action="store_true", help="print the plan and stop, as `stbench plan`")
+    parser.add_argument(
+        "--references-only",
+        action="store_true",
+        help="make models and expected outputs, print the files of the latter, measure nothing",
+    )
+    parser.add_argument("--reports", type=Path, default=Path("reports"), metavar="DIR", help="(reports)")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Runs a campaign to its end, or as far as it goes."""
+    from stbench.live import Live
+
+    if args.retry_failed and not args.resume:
+        raise errors.UsageError("--retry-failed needs --resume")
+    campaign, sweep = _campaign(args)
+    console = stderr_console(quiet=args.quiet)
+    with (
+        Live(console) as live,
+        planned(args, sweep, campaign, lambda stage, done, total: live.step(stage, done, total)) as ready,
+    ):
+        if args.dry_run:
+            print_plan(ready.plan, as_json=args.json)
+            return errors.EXIT_OK
+        if args.references_only:
+            return _references_only(ready, live)
+        outcome, records = _measure(args, campaign, sweep, ready, live)
+    return _report(args, campaign, ready, outcome, records)
+
+
+def _references_only(ready: Ready, live: Live) -> int:
+    from stbench.agentclient import JobInterrupted
+    from stbench.campaign import compute_references
+    from stbench.references import References
+
+    references = References()
+    try:
+        keys = compute_references(ready.plan, ready.devices, references, live)
+    except JobInterrupted as stop:
+        raise errors.Interrupted(f"interrupted; {stop.record.label} is not done") from None
+    for path in map(references.path_of, keys):
+        if path.exists():
+            print(path)
+    return errors.EXIT_OK
+
+
+def _campaign(args: argparse.Namespace) -> tuple[str, Sweep]:
+    """Name and sweep: new, or stored ones for ``--resume``, where options that were typed again win."""
+    from stbench.store import newest_campaign, read_campaign, validate_campaign_name
+    from stbench.sweep import sweep_from_json
+
+    if not args.resume:
+        sweep = sweep_of(args)
+        if not args.campaign:
+            return new_campaign_name(sweep.preset, args.results), sweep
+        return validate_campaign_name(args.campaign), sweep
+    campaign = validate_campaign_name(args.campaign) if args.campaign else newest_campaign(args.results)
+    stored = read_campaign(args.results / campaign)
+    if typed_axes(args) or args.sweep_file or stored is None:
+        return campaign, sweep_of(args)
+    return campaign, sweep_from_json(stored.get("sweep"), args.results / campaign)
+
+
+def _measure(
+    args: argparse.Namespace, campaign: str, sweep: Sweep, ready: Ready, live: Live
+) -> tuple[Outcome, list[RunRecord]]:
+    from stbench.campaign import run_campaign
+    from stbench.references import References
+    from stbench.store import Store, read_records
+
+    directory = args.results / campaign
+    with Store.open(directory) as store:
+        if store.reading.records and not args.resume:
+            raise errors.StoreError(
+                f"{directory} already has {len(store.reading.records)} records",
+                hint="--resume goes on with it; another --campaign NAME starts a new one",
+            )
+        for note in (*store.reading.problems, *ready.plan.notes):
+            live.note(note)
+        _describe(store, sweep, ready)
+        live.note(f"{len(ready.plan.jobs)} jobs, results in {directory}")
+        outcome = run_campaign(
+            ready.plan,
+            ready.devices,
+            store,
+            References(),
+            live,
+            max_time_s=sweep.max_time_s,
+            max_failures=sweep.max_failures,
+            retry_failed=args.retry_failed,
+        )
+        return outcome, read_records(directory).latest()
+
+
+def _describe(store: Store, sweep: Sweep, ready: Ready) -> None:
+    store.write_campaign(
+        {
+            "stbench": stbench.__version__,
+            "sweep": dataclasses.asdict(sweep),
+            "plan": ready.plan.describe(),
+            "devices": {
+                device.target.device.name: {
+                    "library_sha256": device.agent.deployment.library_sha256,
+                    "agent_sha256": device.agent.deployment.agent_sha256,
+                    "fingerprint": device.target.facts.fingerprint,
+                }
+                for device in ready.devices
+            },
+        }
+    )
+
+
+def _report(
+    args: argparse.Namespace, campaign: str, ready: Ready, outcome: Outcome, records: list[RunRecord]
+) -> int:
+    from stbench.campaign import UNFINISHED
+
+    planned_ids = {job.id for job in ready.plan.jobs}
+    mine = [record for record in records if record.id in planned_ids and record.status != UNFINISHED]
+    log = stderr_console(quiet=args.quiet)
+    good = any(record.status == "ok" for record in records)
+    written: list[Path] = []
+    if good:
+        from stbench.reporting import write_reports
+
+        written = write_reports(records, args.reports / campaign)
+    if args.json:
+        print_json(_summary(campaign, outcome, mine, written))
+    elif good:
+        from stbench.grid import render_grid
+
+        render_grid(records, stdout_console())
+    for path in written:
+        log.print(f"wrote {path}", soft_wrap=True)
+
+    again = f"stbench sweep --resume --campaign {campaign}"
+    if outcome.interrupted:
+        raise errors.Interrupted(
+            f"interrupted; {len(mine)} of {len(planned_ids)} records are stored", hint=again
+        )
+    if outcome.stopped:
+        log.print(
+            f"stopped: {outcome.stopped}; {outcome.left} jobs left; go on with: {again}", soft_wrap=True
+        )
+    bad = sorted({record.label for record in mine if record.status != "ok"})
+    missing = sorted({job.label for job in ready.plan.jobs} - {record.label for record in mine})
+    if bad or missing:
+        parts = [f"failed: {', '.join(bad)}"] * bool(bad) + [f"not run: {', '.join(missing)}"] * bool(missing)
+        raise errors.CellsFailed("; ".join(parts), hint=f"{again} --retry-failed" if bad else again)
+    return errors.EXIT_OK
+
+
+def _summary(
+    campaign: str, outcome: Outcome, records: list[RunRecord], written: list[Path]
+) -> dict[str, Any]:
+    from stbench.live import tokens_per_s
+
+    return {
+        "campaign": campaign,
+        "ran": outcome.ran,
+        "already_done": outcome.skipped,
+        "left": outcome.left,
+        "stopped": outcome.stopped,
+        "records": [
+            {
+                "id": record.id,
+                "label": record.label,
+                "replicate": record.replicate,
+                "status": record.status,
+                "detail": record.detail,
+                "tokens_per_s": tokens_per_s(record),
+                "check": record.check.verdict if record.check else "unchecked",
+            }
+            for record in records
+        ],
+        "written": [str(path) for path in written],
+    }

@@ -1,0 +1,15 @@
+"""Ways to reach a device. One interface (:mod:`stbench.connectors.base`), one module per way."""
+
+from __future__ import annotations
+
+from stbench.connectors.base import Connector
+from stbench.connectors.local import LocalConnector
+from stbench.errors import DeviceError
+from stbench.inventory import Device
+
+
+def connector_for(device: Device) -> Connector:
+    """The connector that a device asks for, not yet connected. Raises :class:`DeviceError`."""
+    if device.connector == "local":
+        return LocalConnector(device)
+    raise DeviceError(f"{device.name}: devices over {device.connector} are not in this version")

@@ -1,0 +1,107 @@
+"""Expected outputs: shipped with the package, or computed once on a device and kept in the cache.
+
+A reference belongs to a model's digest and to everything that changes results (``verify.reference_key``), not
+to a sweep: it is never computed twice on a machine.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from importlib import resources
+from pathlib import Path
+
+from stbench.agent import verify, wire
+from stbench.agent.wire import JobSpec, Reference
+from stbench.agentclient import Agent
+from stbench.errors import InputError
+from stbench.paths import cache_dir
+
+# The scalar kernels are five to twenty times slower than those of a timed run.
+TIMEOUT_FACTOR = 10.0
+
+
+def reference_job(job: JobSpec) -> JobSpec:
+    """The job that computes the reference of ``job``: the scalar kernels on as many threads."""
+    return replace(
+        job,
+        id=f"reference-{verify.reference_key(job)}",
+        label=f"{job.label} (reference)",
+        purpose="reference",
+        settings=replace(job.settings, isa="scalar"),
+        timeout_s=job.timeout_s * TIMEOUT_FACTOR,
+        warmup_tokens=0,
+        reference=None,
+    )
+
+
+class References:
+    """Looks references up and stores new ones. ``directory`` is the cache's by default."""
+
+    def __init__(self, directory: Path | None = None) -> None:
+        self.directory = directory if directory is not None else cache_dir() / "references"
+        self._loaded: dict[str, Reference] = {}
+
+    @staticmethod
+    def key_of(job: JobSpec) -> str:
+        """What :func:`stbench.agent.verify.reference_key` says; the model's digest must be known."""
+        return verify.reference_key(job)
+
+    def lookup(self, job: JobSpec) -> Reference | None:
+        """The shipped or cached reference of a job, None where there is none yet.
+
+        Raises :class:`InputError` for a file that is not what its name says."""
+        key = self.key_of(job)
+        if key not in self._loaded:
+            path = self.path_of(key)
+            text = _shipped(key) or _text(path)
+            if text is None:
+                return None
+            self._loaded[key] = _parse(text, key, job.model.digest, path)
+        return self._loaded[key]
+
+    def path_of(self, key: str) -> Path:
+        """Where a reference is or would be kept; the same format ships as ``data/references/KEY.json``."""
+        return self.directory / f"{key}.json"
+
+    def store(self, reference: Reference) -> None:
+        """Keeps a new reference, atomically."""
+        self.directory.mkdir(parents=True, exist_ok=True)
+        path = self.path_of(reference.key)
+        part = path.with_suffix(".part")
+        part.write_text(wire.dumps(reference) + "\n", encoding="utf-8")
+        part.replace(path)
+        self._loaded[reference.key] = reference
+
+    def compute(self, agent: Agent, job: JobSpec) -> tuple[Reference | None, str]:
+        """Runs the reference job. None and the reason when it failed. Raises
+        :class:`stbench.agentclient.JobInterrupted`."""
+        record = agent.run(reference_job(job))
+        if record.status != "ok" or record.reference is None:
+            return None, f"{record.status}: {record.detail}"
+        if record.reference.key != self.key_of(job):
+            return None, f"the agent answered for another reference ({record.reference.key})"
+        self.store(record.reference)
+        return record.reference, ""
+
+
+def _shipped(key: str) -> str | None:
+    found = resources.files("stbench").joinpath("data", "references", f"{key}.json")
+    return found.read_text(encoding="utf-8") if found.is_file() else None
+
+
+def _text(path: Path) -> str | None:
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return None
+
+
+def _parse(text: str, key: str, digest: str, path: Path) -> Reference:
+    hint = f"remove {path}; it is computed again"
+    try:
+        reference = wire.loads(Reference, text)
+    except wire.WireError as error:
+        raise InputError(f"the reference {key} cannot be read: {error}", hint=hint) from error
+    if reference.key != key or reference.model_digest != digest:
+        raise InputError(f"the reference {key} is of another model", hint=hint)
+    return reference

@@ -1,0 +1,255 @@
+"""``results/<campaign>/``: ``records.jsonl``, append-only, one fsynced line per run, and ``campaign.json``.
+
+What is in the file is never rewritten. Where an id occurs twice (a cancelled run that was repeated), the last
+line counts. A line that a killed writer left unfinished is moved to ``records.jsonl.torn`` when the next
+writer opens the store, and reported.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from stbench.agent import wire
+from stbench.agent.wire import RunRecord
+from stbench.errors import BusyError, InputError, StoreError
+
+RECORDS = "records.jsonl"
+CAMPAIGN = "campaign.json"
+
+CAMPAIGN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+
+# Schema version n -> what turns the JSON object of such a record into one of version n + 1.
+UPGRADES: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What a file held. ``problems``: a sentence with file and line for everything that is not in
+    ``records``. ``torn_at``: where an unfinished last line begins, in bytes."""
+
+    records: list[RunRecord]
+    problems: list[str]
+    torn_at: int | None = None
+
+    def latest(self) -> list[RunRecord]:
+        """The last record of every id, in the order of first appearance."""
+        by_id = {record.id: record for record in self.records}
+        return list(by_id.values())
+
+
+def validate_campaign_name(name: str) -> str:
+    """Returns ``name``. Raises :class:`StoreError` where it could not be a directory's name everywhere."""
+    if not CAMPAIGN_NAME.fullmatch(name):
+        raise StoreError(
+            f"{name!r} is no name for a campaign: letters, digits, dots, dashes and underscores, at most 100",
+            hint="--campaign 2026-01-31-quick",
+        )
+    return name
+
+
+def records_path(path: Path) -> Path:
+    """The records file that ``path`` means: itself, or the one in a campaign's directory.
+
+    Raises :class:`InputError` where there is none."""
+    found = path / RECORDS if path.is_dir() else path
+    if not found.is_file():
+        raise InputError(
+            f"{found}: no such file", hint="name a campaign's directory (results/...) or its records.jsonl"
+        )
+    return found
+
+
+def read_records(path: Path) -> Reading:
+    """Reads a campaign's directory or a records file without changing it. Raises :class:`InputError`."""
+    path = records_path(path)
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror}") from error
+    records: list[RunRecord] = []
+    problems: list[str] = []
+    torn_at = None
+    for number, start, line in _lines(data):
+        if not line.endswith(b"\n"):
+            torn_at = start
+            problems.append(
+                f"{path}:{number}: the last line is unfinished ({len(line)} bytes); its writer was killed"
+            )
+            continue
+        try:
+            records.append(parse_record(line.decode("utf-8")))
+        except (wire.WireError, UnicodeDecodeError) as error:
+            problems.append(f"{path}:{number}: {error}")
+    return Reading(records, problems, torn_at)
+
+
+def parse_record(line: str) -> RunRecord:
+    """One line, upgraded to the present schema. Raises :class:`wire.WireError`."""
+    try:
+        data = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise wire.WireError(f"not JSON: {error}") from None
+    if not isinstance(data, dict):
+        raise wire.WireError("not a JSON object")
+    schema = data.get("schema")
+    if type(schema) is not int:
+        raise wire.WireError("not a record: no schema version")
+    if schema > wire.SCHEMA_VERSION:
+        raise wire.WireError(
+            f"written by a newer stbench (schema {schema}, this one reads {wire.SCHEMA_VERSION})"
+        )
+    while schema < wire.SCHEMA_VERSION:
+        if schema not in UPGRADES:
+            raise wire.WireError(f"schema {schema} is not known")
+        data = UPGRADES[schema](data)
+        schema += 1
+        data["schema"] = schema
+    return wire.from_json(RunRecord, data)
+
+
+def _lines(data: bytes) -> Iterator[tuple[int, int, bytes]]:
+    """Number, offset and bytes of each line. Splits at newlines only, unlike bytes.splitlines."""
+    start = number = 0
+    while start < len(data):
+        end = data.find(b"\n", start) + 1 or len(data)
+        number += 1
+        yield number, start, data[start:end]
+        start = end
+
+
+class Store:
+    """The one writer of a campaign's directory, from :meth:`open` to :meth:`close`."""
+
+    def __init__(self, directory: Path, records: int, reading: Reading) -> None:
+        self.directory = directory
+        self.reading = reading
+        self._records = records
+
+    @classmethod
+    def open(cls, directory: Path) -> Store:
+        """Creates or opens a campaign's directory and locks its records.
+
+        An unfinished last line is moved to ``records.jsonl.torn``; ``reading.problems`` tells. Raises
+        :class:`BusyError` when another process has the lock.
+        """
+        directory.mkdir(parents=True, exist_ok=True)
+        path = directory / RECORDS
+        records = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        try:
+            _lock(records, directory)
+            _sync_directory(directory)
+            reading = read_records(path)
+            if reading.torn_at is not None:
+                _cut(records, reading.torn_at, path.with_name(RECORDS + ".torn"))
+            return cls(directory, records, reading)
+        except BaseException:
+            os.close(records)
+            raise
+
+    def append(self, record: RunRecord) -> None:
+        """Writes one line and returns when it is on the disk. Raises :class:`StoreError`."""
+        line = (wire.dumps(record) + "\n").encode("utf-8")
+        size = os.fstat(self._records).st_size
+        try:
+            written = os.write(self._records, line)
+            if written != len(line):
+                raise OSError(28, "no space left on the device")
+            os.fsync(self._records)
+        except OSError as error:
+            os.ftruncate(self._records, size)
+            raise StoreError(
+                f"{self.directory / RECORDS}: {error.strerror}; nothing that was stored is lost",
+                hint="make room and go on with --resume",
+            ) from error
+
+    def write_campaign(self, description: dict[str, Any]) -> None:
+        """Replaces ``campaign.json`` atomically."""
+        write_json(self.directory / CAMPAIGN, description)
+
+    def read_campaign(self) -> dict[str, Any] | None:
+        """``campaign.json``, None where there is none. Raises :class:`InputError`."""
+        return read_campaign(self.directory)
+
+    def close(self) -> None:
+        """Gives the lock back."""
+        os.close(self._records)
+
+    def __enter__(self) -> Store:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def newest_campaign(results: Path) -> str:
+    """The campaign under ``results`` that was begun or resumed last. Raises :class:`InputError`."""
+    found = [(path.stat().st_mtime_ns, path.parent.name) for path in results.glob(f"*/{CAMPAIGN}")]
+    if not found:
+        raise InputError(f"{results}: no campaign to resume", hint="start one with `stbench sweep`")
+    return max(found)[1]
+
+
+def read_campaign(directory: Path) -> dict[str, Any] | None:
+    """The description of a campaign, None where there is none. Raises :class:`InputError`."""
+    path = directory / CAMPAIGN
+    try:
+        data = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f"{path}: {error}") from error
+    if not isinstance(data, dict):
+        raise InputError(f"{path}: not a JSON object")
+    return data
+
+
+def write_json(path: Path, data: Any) -> None:
+    """Writes a JSON file so that a reader sees the old one or the new one, also after a power cut."""
+    part = path.with_name(path.name + ".part")
+    with part.open("w", encoding="utf-8") as file:
+        json.dump(data, file, indent=1, allow_nan=False)
+        file.write("\n")
+        file.flush()
+        os.fsync(file.fileno())
+    part.replace(path)
+    _sync_directory(path.parent)
+
+
+def _lock(records: int, directory: Path) -> None:
+    """An advisory lock that ends with its holder, however that ends."""
+    try:
+        fcntl.flock(records, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        raise BusyError(
+            f"{directory} is in use by another stbench",
+            hint="wait for it, or give this sweep another --campaign",
+        ) from error
+
+
+def _cut(records: int, torn_at: int, torn: Path) -> None:
+    """Moves everything from ``torn_at`` on to the side file; the copy is on the disk before the cut."""
+    rest = os.pread(records, os.fstat(records).st_size - torn_at, torn_at)
+    with torn.open("ab") as file:
+        file.write(rest + b"\n")
+        file.flush()
+        os.fsync(file.fileno())
+    os.ftruncate(records, torn_at)
+    os.fsync(records)
+
+
+def _sync_directory(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

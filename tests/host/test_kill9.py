@@ -1,0 +1,54 @@
+"""kill -9 at twenty random moments: after resuming, the records are those of an undisturbed sweep."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+
+import pytest
+
+from stbench.agent.wire import RunRecord
+from stbench.store import Store, read_records
+from tests.host.conftest import Sandbox
+
+KILLS = 20
+
+
+def what_matters(record: RunRecord) -> tuple[object, ...]:
+    assert record.samples is None or record.samples.decode_ns
+    times = tuple(record.samples.decode_ns) if record.samples else ()
+    output = record.check.output_hash if record.check else ""
+    return record.id, record.label, record.replicate, record.status, times, output
+
+
+@pytest.mark.timeout(600)
+def test_killed_twenty_times_and_resumed(sandbox: Sandbox) -> None:
+    sweep = sandbox.fake_sweep("fake:vocab=64", "fake:exit", replicates=15, extra="sparse_lm_head: on,off\n")
+    assert sandbox.run("sweep", sweep, "--campaign", "undisturbed")[0] == 3
+    expected = read_records(sandbox.directory / "results" / "undisturbed")
+    assert len(expected.records) == 60
+
+    chance = random.Random(20)
+    killed = grew = stored = 0
+    while killed < KILLS:
+        running = sandbox.start("sweep", sweep, "--campaign", "killed", "--resume")
+        try:
+            # Starting takes about 0.7 s of it; a job about 0.15.
+            running.communicate(timeout=chance.uniform(0.2, 2.2))
+        except Exception:
+            running.kill()
+            running.communicate()
+        killed += 1
+        path = sandbox.directory / "results" / "killed" / "records.jsonl"
+        lines = path.read_bytes().count(b"\n") if path.exists() else 0
+        assert lines >= stored, "a record was lost"
+        grew += lines > stored
+        stored = lines
+    assert grew >= 3, "the kills came before anything ran"
+
+    assert sandbox.run("sweep", sweep, "--campaign", "killed", "--resume")[0] == 3
+    with Store.open(sandbox.directory / "results" / "killed") as opened:
+        found = opened.reading
+    assert found.problems == []
+    assert Counter(r.id for r in found.records).most_common(1)[0][1] == 1, "a job ran twice"
+    assert {what_matters(r) for r in found.records} == {what_matters(r) for r in expected.records}
