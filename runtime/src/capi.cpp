@@ -60,7 +60,8 @@ sbr_status guarded(sbr_error* error, Body body) {
   }
 }
 
-void require(const void* pointer, const char* argument) {
+template <typename T>
+void require(T* pointer, const char* argument) {
   if (pointer == nullptr) throw Error(SBR_ERR_ARGUMENT, std::string(argument) + " is NULL");
 }
 

@@ -200,7 +200,7 @@ static void test_session_options(const sbr_model* model) {
   BAD(n_ctx, 0, SBR_ERR_ARGUMENT, "n_ctx");
   BAD(n_batch, 0, SBR_ERR_ARGUMENT, "n_batch");
   BAD(kv_type, SBR_TYPE_Q8_0, SBR_ERR_ARGUMENT, "kv_type");
-  BAD(lm_head_threshold, nanf(""), SBR_ERR_ARGUMENT, "lm_head_threshold");
+  BAD(lm_head_threshold, NAN, SBR_ERR_ARGUMENT, "lm_head_threshold");
   BAD(lm_head_skipped, 2, SBR_ERR_ARGUMENT, "lm_head_skipped");
   o = good;
   o.cpus = cpus;

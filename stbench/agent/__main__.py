@@ -18,6 +18,7 @@ import sys
 from typing import Any, List, Optional, Type
 
 from . import limits, model_file, probe, sbr, supervise, wire
+from .wirejson import T
 
 
 def _print(message: Any) -> None:
@@ -25,7 +26,7 @@ def _print(message: Any) -> None:
     sys.stdout.flush()
 
 
-def _input(kind: Type[wire.T]) -> wire.T:
+def _input(kind: Type[T]) -> T:
     return wire.loads(kind, sys.stdin.readline())
 
 

@@ -44,7 +44,7 @@ class Buffer {
   size_t bytes() const { return size_ * sizeof(T); }
 
  private:
-  void swap(Buffer& other) {
+  void swap(Buffer& other) noexcept {
     std::swap(data_, other.data_);
     std::swap(size_, other.size_);
   }
@@ -83,6 +83,13 @@ class Pages {
   const uint8_t* data() const { return data_; }
   size_t bytes() const { return bytes_; }
 
+  // Gives the whole pages within [offset, offset + length) back; they read as zeros from now on.
+  void release(size_t offset, size_t length) {
+    const size_t page = static_cast<size_t>(sysconf(_SC_PAGESIZE));
+    const size_t begin = (offset + page - 1) / page * page, end = (offset + length) / page * page;
+    if (begin < end) madvise(data_ + begin, end - begin, MADV_DONTNEED);
+  }
+
   // Writes one byte per page, so that all of it is resident.
   void touch() {
     const size_t page = static_cast<size_t>(sysconf(_SC_PAGESIZE));
@@ -90,7 +97,7 @@ class Pages {
   }
 
  private:
-  void swap(Pages& other) {
+  void swap(Pages& other) noexcept {
     std::swap(data_, other.data_);
     std::swap(bytes_, other.bytes_);
   }

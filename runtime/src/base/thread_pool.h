@@ -27,6 +27,8 @@ class Gate {
   std::atomic<uint32_t> sleepers_{0};
 };
 
+// Padding keeps what one thread writes off the cache lines that others spin on.
+// NOLINTNEXTLINE(clang-analyzer-optin.performance.Padding)
 class ThreadPool {
  public:
   // `cpus`: thread i is pinned to cpus[i % size]; empty: not pinned. The calling thread becomes thread 0 and is pinned
@@ -50,18 +52,17 @@ class ThreadPool {
   void work(uint32_t tid);
   void pin_caller();
 
-  const uint32_t n_threads_;
-  const std::vector<uint32_t> cpus_;
-  uint32_t spins_;  // before sleeping
-  std::vector<std::thread> threads_;
-  std::vector<int32_t> ids_;
-  std::vector<uint64_t> caller_mask_;  // affinity to restore, as a bit set; empty: nothing to restore
-  int32_t pinned_caller_ = 0;
-
-  const std::function<void(uint32_t)>* job_ = nullptr;  // nullptr: end
   alignas(64) Gate start_;
   alignas(64) Gate release_;
-  alignas(64) std::atomic<uint32_t> arrived_{0};
+  alignas(64) std::atomic<uint32_t> arrived_{0};  // whoever reads the two below has just written this line anyway
+  const uint32_t n_threads_;
+  uint32_t spins_ = 0;  // before sleeping
+  int32_t pinned_caller_ = 0;
+  const std::vector<uint32_t> cpus_;
+  std::vector<std::thread> threads_;
+  std::vector<int32_t> ids_;
+  std::vector<uint64_t> caller_mask_;                   // affinity to restore, as a bit set; empty: nothing to restore
+  const std::function<void(uint32_t)>* job_ = nullptr;  // nullptr: end
 };
 
 // CPUs that this process may use, ascending.

@@ -1,6 +1,7 @@
 #include "model/model.h"
 
 #include <algorithm>
+#include <cstdio>
 #include <cstring>
 
 #include "base/error.h"
@@ -12,9 +13,8 @@ namespace sbr {
 namespace {
 
 void copy_text(const std::string& text, char* out, size_t capacity) {
-  const size_t n = std::min(text.size(), capacity - 1);
-  std::memcpy(out, text.data(), n);
-  std::memset(out + n, 0, capacity - n);
+  std::memset(out, 0, capacity);
+  std::snprintf(out, capacity, "%s", text.c_str());
 }
 
 // Piece by piece, giving the mapping's pages back: otherwise the process would for a moment hold the weights twice.
@@ -79,8 +79,12 @@ void Model::requantise_down(const std::string& path) {
         quantise_row(down.type, transposed.data() + j * D, D, pages.data() + (e * F + j) * neurons.row_bytes);
       }
     }
-    if (file_.data() != nullptr) {
-      file_.advise(MappedFile::Advice::kDontNeed, static_cast<uint64_t>(down.data - file_.data()), down.bytes());
+    const uint8_t* base = copy_.data() != nullptr ? copy_.data() : file_.data();
+    const uint64_t offset = static_cast<uint64_t>(down.data - base);
+    if (copy_.data() != nullptr) {
+      copy_.release(offset, down.bytes());
+    } else {
+      file_.advise(MappedFile::Advice::kDontNeed, offset, down.bytes());
     }
     neurons.data = pages.data();
     requantised_.push_back(std::move(pages));
