@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-# Before numpy is imported: the tests' matrices are small, and BLAS threads that spin on a busy machine cost minutes.
+# Before numpy is imported: the tests' matrices are small, and BLAS threads that spin on a busy machine cost
+# minutes.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 from stbench.build import find_library

@@ -1,4 +1,4 @@
-"""The aarch64 build, cross-compiled once with zig, under emulated CPUs with and without the newer instructions."""
+"""The aarch64 build, cross-compiled once with zig, under emulated CPUs old and new."""
 
 from __future__ import annotations
 

@@ -1,0 +1,111 @@
+"""The runtime's own tests (runtime/tests, ctest), built and run for each way of building it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import require
+
+RUNTIME = Path(__file__).resolve().parents[1] / "runtime"
+
+# The environment's own tools first: `pip install -e .[test]` brings cmake and ninja.
+SEARCH_PATH = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+
+
+def find_tool(name: str, install: str) -> str:
+    path = shutil.which(name, path=SEARCH_PATH)
+    require(path is not None, f"no {name} on PATH: {install}")
+    assert path is not None
+    return path
+
+
+def run(*command: str, cwd: Path) -> str:
+    environment = {**os.environ, "PATH": SEARCH_PATH}
+    done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, check=False)
+    output = done.stdout + done.stderr
+    assert done.returncode == 0, f"{' '.join(command)}:\n{output[-8000:]}"
+    return output
+
+
+def build(preset: str, folder: Path, targets: list[str]) -> None:
+    """Configures and builds a preset in ``folder``; a second call compiles only what changed."""
+    cmake = find_tool("cmake", "pip install cmake")
+    find_tool("ninja", "pip install ninja")
+    if "CXX" not in os.environ:
+        find_tool("c++", "apt install g++")
+    run(cmake, "--preset", preset, "-B", str(folder), cwd=RUNTIME)
+    command = [cmake, "--build", str(folder), "--parallel", str(os.cpu_count() or 1), "--target", *targets]
+    run(*command, cwd=RUNTIME)
+
+
+def sanitizer_links(name: str, folder: Path) -> bool:
+    """Whether the compiler can link a program with this sanitizer here (its runtime is a package of its own)."""
+    folder.mkdir(parents=True, exist_ok=True)
+    source = folder / "empty.cpp"
+    source.write_text("int main() { return 0; }\n")
+    compiler = os.environ.get("CXX", "c++")
+    command = [compiler, f"-fsanitize={name}", str(source), "-o", str(folder / "empty")]
+    return subprocess.run(command, capture_output=True, check=False).returncode == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("preset", "sanitizer", "targets"),
+    [
+        ("release", None, ["all"]),
+        ("asan-ubsan", "address,undefined", ["all"]),
+        # The thread sanitizer costs tenfold, and only the tests with several threads concern it.
+        ("tsan", "thread", ["test_thread_pool", "test_session"]),
+    ],
+)
+def test_ctest(
+    preset: str, sanitizer: str | None, targets: list[str], request: pytest.FixtureRequest
+) -> None:
+    folder = Path(request.config.cache.mkdir(f"native-{preset}"))  # type: ignore[union-attr]
+    if sanitizer is not None:
+        linked = sanitizer_links(sanitizer, folder / "probe")
+        require(linked, f"the compiler cannot link with -fsanitize={sanitizer}: apt install libasan8 libubsan1 libtsan2")
+    build(preset, folder, targets)
+    tests = "." if targets == ["all"] else f"^({'|'.join(targets)})$"
+    ctest = find_tool("ctest", "pip install cmake")
+    output = run(ctest, "--test-dir", str(folder), "--output-on-failure", "-R", tests, cwd=RUNTIME)
+    assert "100% tests passed" in output
+    assert "No tests were found" not in output
+
+
+def test_missing_compiler_is_explained(tmp_path: Path) -> None:
+    """Without a C++ compiler the build says what to install, before CMake's own errors."""
+    cmake = find_tool("cmake", "pip install cmake")
+    tools = tmp_path / "bin"
+    tools.mkdir()
+    for name in ("ninja", "make"):
+        if path := shutil.which(name, path=SEARCH_PATH):
+            (tools / name).symlink_to(path)
+    environment = {key: value for key, value in os.environ.items() if key not in ("CXX", "CC")}
+    environment["PATH"] = str(tools)
+    done = subprocess.run(
+        [cmake, "-S", str(RUNTIME), "-B", str(tmp_path / "build")],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode != 0
+    message = " ".join(done.stderr.split())
+    assert "No C++ compiler on PATH" in message
+    assert "apt install g++" in message
+
+
+def test_library_exports_only_its_interface(library_path: Path) -> None:
+    """Nothing but sbr_*: neither C++ symbols nor the standard library linked into it."""
+    nm = find_tool("nm", "apt install binutils")
+    listed = run(nm, "-D", "--defined-only", str(library_path), cwd=RUNTIME).splitlines()
+    names = {line.split()[-1] for line in listed}
+    assert names
+    assert {name for name in names if not name.startswith("sbr_")} == set()
