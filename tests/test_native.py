@@ -45,7 +45,7 @@ def build(preset: str, folder: Path, targets: list[str]) -> None:
 
 
 def sanitizer_links(name: str, folder: Path) -> bool:
-    """Whether the compiler can link a program with this sanitizer here (its runtime is a package of its own)."""
+    """Whether a program can be linked with this sanitizer here (its runtime is a package of its own)."""
     folder.mkdir(parents=True, exist_ok=True)
     source = folder / "empty.cpp"
     source.write_text("int main() { return 0; }\n")
@@ -70,7 +70,7 @@ def test_ctest(
     folder = Path(request.config.cache.mkdir(f"native-{preset}"))  # type: ignore[union-attr]
     if sanitizer is not None:
         linked = sanitizer_links(sanitizer, folder / "probe")
-        require(linked, f"the compiler cannot link with -fsanitize={sanitizer}: apt install libasan8 libubsan1 libtsan2")
+        require(linked, f"cannot link with -fsanitize={sanitizer}: apt install libasan8 libubsan1 libtsan2")
     build(preset, folder, targets)
     tests = "." if targets == ["all"] else f"^({'|'.join(targets)})$"
     ctest = find_tool("ctest", "pip install cmake")

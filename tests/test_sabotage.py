@@ -30,8 +30,8 @@ class Sabotage:
     new: str
 
 
-# In the loops that all vector kernels share, so it hits whichever instruction set "auto" means here; the scalar
-# kernels, which references come from, stay right.
+# In the loops that all vector kernels share, so it hits whichever instruction set "auto" means here; the
+# scalar kernels, which references come from, stay right.
 FLIPPED_SIGN = Sabotage(
     name="a flipped sign in RoPE",
     file="src/kernels/float_kernels.h",
@@ -54,7 +54,9 @@ def build_sabotaged(sabotage: Sabotage, folder: Path) -> Path:
     shutil.copy(ROOT / "pyproject.toml", folder / "pyproject.toml")
     target = source / sabotage.file
     text = target.read_text()
-    assert text.count(sabotage.old) == 1, f"{sabotage.file} no longer has the line that {sabotage.name} breaks"
+    assert text.count(sabotage.old) == 1, (
+        f"{sabotage.file} no longer has the line that {sabotage.name} breaks"
+    )
     target.write_text(text.replace(sabotage.old, sabotage.new))
     build = folder / "build"
     for command in (

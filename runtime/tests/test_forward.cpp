@@ -110,6 +110,28 @@ void test_models() {
   test_equalities("llama q4_0", TinyModel(tiny_spec("llama", SBR_TYPE_Q4_0)).get(), kSomeSettings);
 }
 
+// The same bits on every machine: what x86 and aarch64, gcc and clang computed when this was written. A change of the
+// arithmetic (docs/arithmetic.md) or of the synthetic weights changes these numbers, and nothing else may.
+void test_pinned_logits() {
+  const struct {
+    sbr_synth_spec spec;
+    uint64_t hash;
+  } cases[] = {
+      {tiny_smallthinker(SBR_TYPE_Q4_0, true), 0xc30471c93558798d},
+      {tiny_spec("qwen3", SBR_TYPE_Q8_0), 0xfb6ab6d8628bb1a5},
+      {tiny_spec("llama", SBR_TYPE_F16), 0xc167cfcdca8164c7},
+  };
+  for (const auto& pinned : cases) {
+    const std::vector<float> logits = prefill_all(TinyModel(pinned.spec).get(), session_options(), token_stream(30));
+    uint64_t hash = 0xcbf29ce484222325u;  // FNV-1a
+    const auto* bytes = reinterpret_cast<const unsigned char*>(logits.data());
+    for (size_t i = 0; i < logits.size() * sizeof(float); ++i) hash = (hash ^ bytes[i]) * 0x100000001b3u;
+    if (!EXPECT(hash == pinned.hash)) {
+      std::fprintf(stderr, "  %s: 0x%016llx\n", pinned.spec.architecture, static_cast<unsigned long long>(hash));
+    }
+  }
+}
+
 // Reading a file and mapping it, and the standard layout of float weights and its lossless transposition, are the same
 // model.
 void test_loading() {
@@ -259,6 +281,7 @@ void test_counters() {
 
 int main() {
   test_models();
+  test_pinned_logits();
   test_loading();
   test_sparse_lm_head();
   test_window();

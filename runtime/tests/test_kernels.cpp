@@ -267,8 +267,8 @@ void check_matrix(const Kernels& k, const TypeCase& type, size_t n, size_t n_row
     CHECK_MSG(got.canaries_hold(), "gemv %s", what().c_str());
   }
 
-  std::vector<uint32_t> rows;
-  for (size_t i = 0; i < n_rows + 5; ++i) rows.push_back(random.below(uint32_t(n_rows)));
+  std::vector<uint32_t> rows(n_rows + 5);
+  for (uint32_t& row : rows) row = random.below(uint32_t(n_rows));
   {
     Output<float> expected(rows.size()), got(rows.size());
     slow.gather_gemv(first, row_bytes, rows.data(), rows.size(), n, &in.x[0], expected.data());
@@ -292,8 +292,8 @@ void check_matrix(const Kernels& k, const TypeCase& type, size_t n, size_t n_row
   CHECK_MSG(untouched == Output<float>(4), "empty %s", what().c_str());
 
   if (!slow.axpy_rows || n % kBlock) return;
-  std::vector<float> coefficient;
-  for (size_t i = 0; i < rows.size(); ++i) coefficient.push_back(i % 5 == 3 ? 0.0f : random.unit());
+  std::vector<float> coefficient(rows.size());
+  for (size_t i = 0; i < rows.size(); ++i) coefficient[i] = i % 5 == 3 ? 0.0f : random.unit();
   for (size_t begin : {size_t(0), size_t(32)}) {
     if (begin >= n) continue;
     const size_t end = n > 64 && begin ? n - 32 : n;
@@ -473,7 +473,7 @@ void check_all_halves(const Kernels& k) {
   k.attn_mix_f16(&one, halves.data(), 0, 1, halves.size(), out.data());
   for (size_t i = 0; i < halves.size(); ++i) {
     const float expected = std::fma(1.0f, f16_to_f32(halves[i]), 0.0f);
-    CHECK_MSG(std::memcmp(&expected, &out[i], sizeof expected) == 0, "%s half %04x", k.name, halves[i]);
+    CHECK_MSG(det_bits_from_float(expected) == det_bits_from_float(out[i]), "%s half %04x", k.name, halves[i]);
   }
   std::vector<uint16_t> back(out.size());
   k.f32_to_f16(out.data(), out.size(), back.data());

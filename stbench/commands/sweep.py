@@ -166,18 +166,18 @@ def _report(
     planned_ids = {job.id for job in ready.plan.jobs}
     mine = [record for record in records if record.id in planned_ids and record.status != UNFINISHED]
     log = stderr_console(quiet=args.quiet)
-    good = any(record.status == "ok" for record in records)
+    finished = [record for record in records if record.status != UNFINISHED]
     written: list[Path] = []
-    if good:
+    if finished:
         from stbench.reporting import write_reports
 
-        written = write_reports(records, args.reports / campaign)
+        written = write_reports(finished, args.reports / campaign)
     if args.json:
         print_json(_summary(campaign, outcome, mine, written))
-    elif good:
+    elif finished:
         from stbench.grid import render_grid
 
-        render_grid(records, stdout_console())
+        render_grid(finished, stdout_console())
     for path in written:
         log.print(f"wrote {path}", soft_wrap=True)
 

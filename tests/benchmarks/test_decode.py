@@ -1,7 +1,8 @@
 """Decode and prefill of a 4-layer slice of SmallThinker-4B, per switch, by pytest-benchmark.
 
-``pytest tests/benchmarks --benchmark-compare`` compares with an earlier run of the same machine; nothing here asserts a
-time. Four layers at real widths (290 MB) exceed every cache, so memory traffic is that of the real model.
+``pytest tests/benchmarks --benchmark-compare`` compares with an earlier run of the same machine; nothing here
+asserts a time. Four layers at real widths (400 MB) exceed every cache, so memory traffic is that of the real
+model.
 """
 
 from __future__ import annotations

@@ -21,6 +21,7 @@ def what_matters(record: RunRecord) -> tuple[object, ...]:
     return record.id, record.label, record.replicate, record.status, times, output
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_killed_twenty_times_and_resumed(sandbox: Sandbox) -> None:
     sweep = sandbox.fake_sweep("fake:vocab=64", "fake:exit", replicates=15, extra="sparse_lm_head: on,off\n")

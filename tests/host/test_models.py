@@ -300,7 +300,9 @@ def test_a_reference_job_is_scalar_and_has_more_time() -> None:
 def test_the_agent_s_archive_is_reproducible_and_runs_alone(tmp_path: Path) -> None:
     archive = agent_archive()
     assert archive == agent_archive()
-    names = zipfile.ZipFile(BytesIO(archive)).namelist()
+    entries = zipfile.ZipFile(BytesIO(archive)).infolist()
+    assert {entry.date_time for entry in entries} == {(2020, 1, 1, 0, 0, 0)}, "the clock is in it"
+    names = [entry.filename for entry in entries]
     assert all(name.startswith(("stbench/agent/", "stbench/__init__.py", "__main__.py")) for name in names)
     path = tmp_path / "agent.pyz"
     path.write_bytes(archive)

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from stbench import cli, peer
+from stbench import cli, peer, toolchain
 from stbench.errors import BuildError, NoSpace, StbenchError
 
 PREFIX = f"llama_cpp_python-{peer.VERSION}/vendor/llama.cpp"
@@ -66,7 +66,7 @@ def test_clang_is_preferred_and_the_newest_that_links(tmp_path: Path) -> None:
             fake_compiler(tools, name + suffix, works=works, macros=CLANG)
     for name in ("gcc", "g++"):
         fake_compiler(tools, name, works=True, macros=GCC.format(14))
-    found = peer.find_compiler({"PATH": f"{tools}:/bin"})
+    found = toolchain.find_compiler({"PATH": f"{tools}:/bin"})
     assert (found.name, found.cc, found.flags) == ("clang-19.1.7", str(tools / "clang-19"), ())
 
 
@@ -75,7 +75,7 @@ def test_gcc_12_leaves_amx_out(major: int, without_amx: bool, tmp_path: Path) ->
     tools = tmp_path / "bin"
     for name in ("gcc", "g++"):
         fake_compiler(tools, name, works=True, macros=GCC.format(major))
-    found = peer.find_compiler({"PATH": str(tools)})
+    found = toolchain.find_compiler({"PATH": str(tools)})
     assert found.name == f"gcc-{major}.2.0"
     assert ("-mno-amx-tile" in found.flags) == without_amx
 
@@ -83,14 +83,14 @@ def test_gcc_12_leaves_amx_out(major: int, without_amx: bool, tmp_path: Path) ->
 def test_missing_compiler_is_said(tmp_path: Path) -> None:
     fake_compiler(tmp_path / "bin", "clang++", works=False)
     with pytest.raises(BuildError, match="C and C\\+\\+ compiler") as caught:
-        peer.find_compiler({"PATH": str(tmp_path / "bin")})
+        toolchain.find_compiler({"PATH": str(tmp_path / "bin")})
     assert "apt install" in caught.value.hint
 
 
 def test_missing_tool_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(BuildError, match="needs no-such-ninja") as caught:
-        peer.find_tool("no-such-ninja", "ninja-build")
+        toolchain.find_tool("no-such-ninja", "ninja-build")
     assert "ninja-build" in caught.value.hint
 
 
@@ -186,7 +186,7 @@ def test_failed_build_leaves_nothing_and_shows_the_log(cache: Path, monkeypatch:
 
 
 def test_build_of_another_cpu_is_not_used(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    directory = cache / f"{peer.VERSION}-clang-19.1.7-{peer.cpu_digest()}"
+    directory = cache / f"{peer.VERSION}-clang-19.1.7-{toolchain.cpu_digest()}"
     (directory / "bin").mkdir(parents=True)
     for name in ("libllama.so", "llama-bench"):
         (directory / "bin" / name).touch()
@@ -202,13 +202,13 @@ def test_build_of_another_cpu_is_not_used(cache: Path, monkeypatch: pytest.Monke
     found = peer.built_peer()
     assert found is not None
     assert found.directory == str(directory)
-    other = peer.cpu_digest("flags : fpu sse2\n")
+    other = toolchain.cpu_digest("flags : fpu sse2\n")
     monkeypatch.setattr(peer, "cpu_digest", lambda: other)
     assert peer.built_peer() is None
 
 
 def test_half_a_build_is_not_used(cache: Path) -> None:
-    directory = cache / f"{peer.VERSION}-clang-19.1.7-{peer.cpu_digest()}"
+    directory = cache / f"{peer.VERSION}-clang-19.1.7-{toolchain.cpu_digest()}"
     directory.mkdir(parents=True)
     (directory / "info.json").write_text("{")
     assert peer.built_peer() is None

@@ -13,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stbench.paths import cache_dir
-from stbench.peer import Peer, find_compiler, require_peer
+from stbench.peer import Peer, require_peer
+from stbench.toolchain import find_compiler
 
 Logits = NDArray[np.float32]
 

@@ -5,14 +5,15 @@ architectures:
 
                         numpy          numpy, 8-bit activations     llama.cpp
     f32                 2e-6 (worst)                                2e-6 (worst)
-    f16                 2e-6                                        5e-4 (rms): f16 activations
-    bf16                2e-6                                        4e-3 (rms): bf16 activations
-    q8_0, q4_0, q4_1    0.013 (rms)    2e-6 (worst), but for flips  0.014 (rms): 8 bits, other scales
-    q4_k, q6_k          0.013 (rms)    2e-6 (worst), but for flips  0.022 (rms): 8 bits, blocks of 256
+    f16                 2e-6                                        6e-4 (rms): f16 activations
+    bf16                2e-6                                        5e-3 (rms): bf16 activations
+    q8_0, q4_0, q4_1    0.018 (rms)    1e-6 (worst), but for flips  0.018 (rms): 8 bits, other scales
+    q4_k, q6_k          0.018 (rms)    1e-6 (worst), but for flips  0.030 (rms): 8 bits, blocks of 256
 
 A flip: the float of an activation lies within float32 rounding of a step of its 8-bit grid, and the float64
 of numpy falls on the other side (about one in 1e5 does). That moves the logits of this and all later tokens
-by up to 0.05. Sequences are therefore short and several, and half of them must agree to the last bits.
+by up to 0.05. Sequences are therefore short and several, and half of them must agree to the last bits (at
+least 6 of 8 did).
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ QUANTISED_TYPES = tuple(kind for kind in TYPES if kind not in FLOAT_TYPES)
 
 ROUNDING = 1e-5
 EIGHT_BITS_RMS = 0.04
+FLIPS_RMS = 0.015  # 0.004 measured
 LLAMA_CPP_RMS = {
     "f32": 1e-5,
     "f16": 2e-3,
@@ -96,7 +98,7 @@ def test_quantised_weights_agree_with_numpy(
     exact = numpy_logits(model, sequences)
     rounded = numpy_logits(model, sequences, quantised_activations=True)
     assert rms(np.concatenate(ours), np.concatenate(exact)) < EIGHT_BITS_RMS
-    assert rms(np.concatenate(ours), np.concatenate(rounded)) < EIGHT_BITS_RMS
+    assert rms(np.concatenate(ours), np.concatenate(rounded)) < FLIPS_RMS
     assert sum(worst(a, b) < ROUNDING for a, b in zip(ours, rounded, strict=True)) >= len(sequences) / 2
 
 
@@ -128,7 +130,7 @@ def test_variants_agree_with_numpy_and_llama_cpp(
 def test_half_precision_cache_agrees_with_llama_cpp(
     arch: str, tmp_path: Path, library: sbr.Library, peer: Peer
 ) -> None:
-    """Both round keys and values once, when they are stored: 4e-4 (rms), and 2e-4 between them."""
+    """Both round keys and values once, when they are stored: 4e-4 (rms) between them."""
     path = write(Tiny(arch), tmp_path / "model.gguf")
     sequences = clear_sequences(numpy_forward.Model(path), 2, 12, gap=0.02)
     ours = runtime_logits(library, path, sequences, kv_type="f16")
@@ -145,7 +147,7 @@ def test_greedy_tokens_equal_llama_cpp(
     turn.
     """
     path = write(Tiny(arch, kind), tmp_path / "model.gguf")
-    # Activations in blocks of 256 (q6_k) differ most: 0.12 at worst between the two.
+    # Activations in blocks of 256 (q6_k) differ most: 0.15 at worst between the two.
     lead = 1e-4 if kind == "f32" else 0.3
     decided = 0
     for prompt in clear_sequences(numpy_forward.Model(path), 4, 4):

@@ -100,8 +100,8 @@ template <int kN>
 int32_t dot_integers(const int8_t* a, const int8_t* b) {
   int16_t wide_a[kN], wide_b[kN];
   for (int i = 0; i < kN; ++i) {
-    wide_a[i] = a[i];
-    wide_b[i] = b[i];
+    wide_a[i] = int16_t(+a[i]);
+    wide_b[i] = int16_t(+b[i]);
   }
   int32_t sum = 0;
   for (int i = 0; i < kN; ++i) sum += wide_a[i] * wide_b[i];

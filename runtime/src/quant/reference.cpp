@@ -52,7 +52,8 @@ void dequantise(const BlockQ6_K& b, float* out) {
     const int half = e / 128, k = e / 32 % 4, i = e % 32;
     const int low = (b.low[64 * half + 32 * (k & 1) + i] >> 4 * (k / 2)) & 15;
     const int high = (b.high[32 * half + i] >> 2 * k) & 3;
-    out[e] = d * float(b.scales[e / 16]) * float((low | high << 4) - 32);
+    const int8_t scale = b.scales[e / 16];
+    out[e] = d * float(scale) * float((low | high << 4) - 32);
   }
 }
 
@@ -86,7 +87,7 @@ void quantise(const float* x, BlockQ4_1* b) {
   b->d = f32_to_f16(d);
   b->m = f32_to_f16(low);
   const auto level = [inverse, low](float v) {
-    const int q = int((v - low) * inverse + 0.5f);
+    const int q = int(std::floor((v - low) * inverse + 0.5f));
     return uint8_t(q > 15 ? 15 : q);
   };
   for (int j = 0; j < 16; ++j) b->nibbles[j] = uint8_t(level(x[j]) | level(x[j + 16]) << 4);
