@@ -1,0 +1,59 @@
+"""A minute of libFuzzer, with address and undefined-behaviour sanitizers, on the GGUF parser."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import require
+from tests.test_native import RUNTIME, find_tool, run
+
+SECONDS = 60
+
+
+def fuzzing_compiler(folder: Path) -> str | None:
+    """The newest clang++ that links a libFuzzer program (its runtime is a package of its own)."""
+    source = folder / "probe.cpp"
+    source.write_text(
+        "#include <cstddef>\n#include <cstdint>\n"
+        'extern "C" int LLVMFuzzerTestOneInput(const uint8_t*, size_t) { return 0; }\n'
+    )
+    for name in (*(f"clang++-{version}" for version in range(25, 13, -1)), "clang++"):
+        if compiler := shutil.which(name):
+            command = [
+                compiler,
+                "-fsanitize=fuzzer,address,undefined",
+                str(source),
+                "-o",
+                str(folder / "probe"),
+            ]
+            if subprocess.run(command, capture_output=True, check=False).returncode == 0:
+                return compiler
+    return None
+
+
+@pytest.mark.slow
+def test_a_minute_of_fuzzing_finds_nothing(tmp_path: Path) -> None:
+    cmake = find_tool("cmake", "pip install cmake")
+    compiler = fuzzing_compiler(tmp_path)
+    require(compiler is not None, "no clang++ with libFuzzer: apt install clang-19 libclang-rt-19-dev")
+    assert compiler is not None
+    build = tmp_path / "build"
+    compilers = [f"-DCMAKE_CXX_COMPILER={compiler}", f"-DCMAKE_C_COMPILER={compiler.replace('++', '')}"]
+    run(cmake, "--preset", "fuzz", "-B", str(build), *compilers, cwd=RUNTIME)
+    run(cmake, "--build", str(build), "--parallel", str(os.cpu_count() or 1), cwd=RUNTIME)
+
+    # A copy: the fuzzer adds what it finds to its corpus.
+    corpus = tmp_path / "corpus"
+    shutil.copytree(RUNTIME / "tests" / "corpus", corpus)
+    limits = [f"-max_total_time={SECONDS}", "-timeout=10", "-rss_limit_mb=2048", "-print_final_stats=1"]
+    fuzzer = build / "tests" / "fuzz_gguf"
+    output = run(str(fuzzer), *limits, f"-artifact_prefix={tmp_path}/", str(corpus), cwd=tmp_path)
+    runs = re.search(r"stat::number_of_executed_units:\s*(\d+)", output)
+    assert runs is not None, output[-2000:]
+    assert int(runs.group(1)) > 1000
