@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Generator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -11,8 +13,13 @@ import pytest
 # minutes.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
+from stbench.agent import sbr
 from stbench.build import find_library
 from stbench.errors import BuildError
+
+# What a machine may lack although nothing can install it there: such skips are allowed in CI, too.
+CPU_LACKS = "this CPU lacks"
+NO_PYTHON_38 = "no Python 3.8 to be found"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -24,15 +31,33 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def require(condition: object, reason: str) -> None:
-    """Skips the test when ``condition`` is false; with ``STBENCH_REQUIRE=all``, as in CI, fails it.
+    """Skips the test when ``condition`` is false. With ``STBENCH_REQUIRE=all``, as in CI, every skip fails
+    unless its reason begins with one of the two above."""
+    if not condition:
+        pytest.skip(reason)
 
-    Not for CPU features: a machine without AVX-512 skips those tests in CI too (``pytest.skip``).
-    """
-    if condition:
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_makereport() -> Generator[None, Any, None]:
+    """Turns skips that the machine could have run into failures."""
+    report = (yield).get_result()
+    if not report.skipped or hasattr(report, "wasxfail") or os.environ.get("STBENCH_REQUIRE") != "all":
         return
-    if os.environ.get("STBENCH_REQUIRE") == "all":
-        pytest.fail(f"required by STBENCH_REQUIRE=all: {reason}")
-    pytest.skip(reason)
+    reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
+    if not reason.removeprefix("Skipped: ").startswith((CPU_LACKS, NO_PYTHON_38)):
+        report.outcome = "failed"
+        report.longrepr = f"skipped, which STBENCH_REQUIRE=all forbids: {reason}"
+
+
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    """Lists the instruction sets that no test could run on this CPU (the native tests pass them over)."""
+    try:
+        library = sbr.load(str(find_library(config.getoption("--library")).path))
+    except (BuildError, sbr.LoadError):
+        return
+    missing = [isa.name for isa in library.isas() if not isa.supported]
+    if missing:
+        terminalreporter.write_line(f"not run, {CPU_LACKS} them: {', '.join(missing)}")
 
 
 @pytest.fixture(scope="session")

@@ -57,12 +57,11 @@ def emulate(cpu: str, *command: str, cwd: Path) -> subprocess.CompletedProcess[s
 @pytest.mark.parametrize("cpu", CPUS)
 def test_native_tests_pass(aarch64_build: Path, cpu: str) -> None:
     listing = run("ctest", "--test-dir", str(aarch64_build), "--show-only=json-v1", cwd=aarch64_build)
-    tests = [test for test in json.loads(listing)["tests"] if test.get("command")]
+    listed = [test for test in json.loads(listing)["tests"] if test.get("command")]
+    # Tests of the host's own tools (a script, a compiler) have no business on a board.
+    tests = [test for test in listed if test["command"][0].startswith(str(aarch64_build))]
     assert len(tests) >= 5
     for test in tests:
-        # Tests of the host's own tools (a script, a compiler) have no business on a board.
-        if not test["command"][0].startswith(str(aarch64_build)):
-            continue
         done = emulate(cpu, *test["command"], cwd=aarch64_build / "tests")
         assert done.returncode == 0, f"{test['name']} on {cpu}:\n{(done.stdout + done.stderr)[-4000:]}"
 

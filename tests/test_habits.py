@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import require
+from tests.test_native import find_tool, run
 
 ROOT = Path(__file__).resolve().parents[1]
 NATIVE_SUFFIXES = {".c", ".cpp", ".h"}
@@ -39,11 +40,11 @@ def native_sources() -> list[str]:
 
 
 def test_ruff_check() -> None:
-    run_tool(sys.executable, "-m", "ruff", "check", "stbench", "tests")
+    run_tool(sys.executable, "-m", "ruff", "check", ".")
 
 
 def test_ruff_format() -> None:
-    run_tool(sys.executable, "-m", "ruff", "format", "--check", "stbench", "tests")
+    run_tool(sys.executable, "-m", "ruff", "format", "--check", ".")
 
 
 def test_mypy_strict() -> None:
@@ -63,11 +64,9 @@ def test_clang_tidy(tmp_path: Path) -> None:
     require(tool is not None and compiler is not None, "no clang-tidy: apt install clang-19 clang-tidy-19")
     assert tool is not None
     assert compiler is not None
-    run_tool(
-        *("cmake", "-S", "runtime", "-B", str(tmp_path), "-GNinja", "-DCMAKE_EXPORT_COMPILE_COMMANDS=ON"),
-        f"-DCMAKE_CXX_COMPILER={compiler}",
-        f"-DCMAKE_C_COMPILER={compiler.replace('clang++', 'clang')}",
-    )
+    cmake = find_tool("cmake", "pip install cmake")
+    compilers = [f"-DCMAKE_CXX_COMPILER={compiler}", f"-DCMAKE_C_COMPILER={compiler.replace('++', '')}"]
+    run(cmake, "-S", "runtime", "-B", str(tmp_path), "-GNinja", *compilers, cwd=ROOT)
     commands = json.loads((tmp_path / "compile_commands.json").read_text())
     library = sorted({entry["file"] for entry in commands if "/runtime/src/" in entry["file"]})
     assert library, "no library source in compile_commands.json"

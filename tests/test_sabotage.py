@@ -15,6 +15,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.test_native import find_tool, run
+
 ROOT = Path(__file__).resolve().parents[1]
 
 pytestmark = pytest.mark.slow
@@ -59,18 +61,17 @@ def build_sabotaged(sabotage: Sabotage, folder: Path) -> Path:
     )
     target.write_text(text.replace(sabotage.old, sabotage.new))
     build = folder / "build"
-    for command in (
-        ["cmake", "-S", str(source), "-B", str(build), "-GNinja", "-DSBR_BUILD_TESTS=ON"],
-        ["cmake", "--build", str(build)],
-    ):
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    cmake = find_tool("cmake", "pip install cmake")
+    find_tool("ninja", "pip install ninja")
+    run(cmake, "-S", str(source), "-B", str(build), "-GNinja", "-DSBR_BUILD_TESTS=ON", cwd=folder)
+    run(cmake, "--build", str(build), cwd=folder)
     return build
 
 
 def native_failures(build: Path, pattern: str) -> list[str]:
     """Names of the native tests that fail."""
-    subprocess.run(["ctest", "--test-dir", str(build), "-R", pattern], capture_output=True, check=False)
+    ctest = find_tool("ctest", "pip install cmake")
+    subprocess.run([ctest, "--test-dir", str(build), "-R", pattern], capture_output=True, check=False)
     log = build / "Testing" / "Temporary" / "LastTestsFailed.log"
     return [line.split(":", 1)[1] for line in log.read_text().splitlines()] if log.exists() else []
 

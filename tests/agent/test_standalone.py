@@ -16,7 +16,7 @@ import pytest
 from stbench.agent import wire
 from stbench.agent.wire import JobSpec, RunRecord
 from tests.agent.conftest import ROOT, fake_job, python38, run_agent, run_job
-from tests.conftest import require
+from tests.conftest import NO_PYTHON_38, require
 
 AGENT = ROOT / "stbench" / "agent"
 SOURCES = sorted(AGENT.rglob("*.py"))
@@ -67,7 +67,7 @@ def pythons() -> list[object]:
 def bare_python(request: pytest.FixtureRequest) -> tuple[str, ...]:
     """An interpreter without site packages and environment."""
     found = request.param if request.param != "3.8" else python38()
-    require(found is not None, "no Python 3.8 on PATH or under pyenv")
+    require(found is not None, f"{NO_PYTHON_38} on PATH or under pyenv")
     return (str(found), "-S", "-I")
 
 

@@ -17,7 +17,6 @@ namespace sbr {
 namespace {
 
 // ---- V16 for float_kernels.h
-// -------------------------------------------------------------------------------------------
 
 struct V16 {
   __m256 a, b;  // lanes 0..7 and 8..15
@@ -99,7 +98,6 @@ namespace sbr {
 namespace {
 
 // ---- rule 8, quantised weights
-// -----------------------------------------------------------------------------------------
 
 __m256 widen_bytes(__m128i bytes) { return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(bytes)); }
 
@@ -149,7 +147,6 @@ void axpy_rows_blocks(const uint8_t* w, size_t row_bytes, const uint32_t* rows, 
 }
 
 // ---- the table
-// ---------------------------------------------------------------------------------------------------------
 
 SBR_MATRIX_KERNELS(q4_0, Q4_0, avx2)
 SBR_MATRIX_KERNELS(q4_1, Q4_1, avx2)

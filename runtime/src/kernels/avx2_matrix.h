@@ -60,7 +60,6 @@ void split_halves(__m256i a, __m256i b, __m256i* first, __m256i* second) {
 }
 
 // ---- types: unpack() gives the bytes of `valid` (1 or 2) blocks and stores their scales
-// ------------------------------
 
 template <class Block, size_t kNibblesAt>
 void unpack_nibbles(const uint8_t* p, size_t valid, __m256i* first, __m256i* second) {
@@ -175,7 +174,6 @@ struct Q6_K {
 };
 
 // ---- rows times one vector
-// ----------------------------------------------------------------------------------------------
 
 struct StepInput {
   __m256i first, second;
@@ -281,7 +279,6 @@ void rows_times_vector(const uint8_t* w, size_t row_bytes, const uint32_t* rows,
 }
 
 // ---- rows times several vectors
-// -------------------------------------------------------------------------------------------
 
 // A step of 8 rows with rows in lanes: quad k of block b holds elements 4 k .. 4 k + 3 of each row.
 template <class T>

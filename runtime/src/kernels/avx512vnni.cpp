@@ -17,7 +17,6 @@ namespace sbr {
 namespace {
 
 // ---- V16 for float_kernels.h
-// -------------------------------------------------------------------------------------------
 
 typedef __m512 V16;
 constexpr int kGemmRows = 4;
@@ -77,7 +76,6 @@ namespace sbr {
 namespace {
 
 // ---- rule 8, quantised weights
-// -----------------------------------------------------------------------------------------
 
 // The 16 weights of each half of a block as floats.
 void widen(const BlockQ4_0& block, __m512* first, __m512* second) {
@@ -141,7 +139,6 @@ size_t compact_greater_avx512vnni(const float* x, size_t n, float threshold, uin
 }
 
 // ---- the table
-// ---------------------------------------------------------------------------------------------------------
 
 SBR_MATRIX_KERNELS(q4_0, Q4_0, avx512vnni)
 SBR_MATRIX_KERNELS(q4_1, Q4_1, avx512vnni)

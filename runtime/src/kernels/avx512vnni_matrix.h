@@ -21,7 +21,6 @@ namespace sbr {
 namespace {
 
 // ---- rule 4: rows times one vector
-// -----------------------------------------------------------------------------------------
 
 // Adds up each aligned group of 4 lanes of four registers: lane 4 b + i of the result is group b of register i.
 __m512i fold_partials(__m512i s0, __m512i s1, __m512i s2, __m512i s3) {
@@ -149,7 +148,6 @@ void rows_times_vector(const uint8_t* w, size_t row_bytes, const uint32_t* rows,
 }
 
 // ---- rule 4: rows times several vectors
-// --------------------------------------------------------------------------------
 
 // A step of 16 rows, unpacked and transposed once for all tokens: quad k of block b holds elements 4 k .. 4 k + 3 of
 // 16 rows, so that a vpdpbusd with a broadcast activation needs no folding.

@@ -59,7 +59,6 @@ struct Bf16Weights {
 };
 
 // ---- rule 5
-// ----------------------------------------------------------------------------------------------------------
 
 // The tail of a dot whose length is no multiple of 16, in the first lanes. Not by zero padding: fma(0, 0, -0) is +0.
 template <class W>
@@ -151,7 +150,6 @@ void gemm_floats(const uint8_t* w, size_t row_bytes, size_t n_rows, size_t n, co
 }
 
 // ---- rule 8, float weights
-// -------------------------------------------------------------------------------------------
 
 template <class W>
 void axpy_rows_floats(const uint8_t* w, size_t row_bytes, const uint32_t* rows, const float* coefficient, size_t n_rows,
@@ -180,7 +178,6 @@ void axpy_rows_floats(const uint8_t* w, size_t row_bytes, const uint32_t* rows, 
 }
 
 // ---- rules 3, 7, 12, 13 and the small ones
-// ---------------------------------------------------------------------------
 
 void quantise_lanes(const float* x, size_t n, int8_t* q, float* d, float* sum) {
   for (size_t b = 0; b < n / kBlock; ++b, x += kBlock, q += kBlock) {
@@ -280,7 +277,6 @@ void f32_to_f16_lanes(const float* x, size_t n, uint16_t* y) {
 }
 
 // ---- rule 11
-// ---------------------------------------------------------------------------------------------------------
 
 template <class W, class Element>
 void attn_scores_lanes(const float* q, const Element* k, size_t stride, size_t n_pos, size_t head_dim, float scale,
@@ -346,7 +342,6 @@ void softmax_lanes(float* x, size_t n) {
 }
 
 // ---- the table's float part
-// ------------------------------------------------------------------------------------------
 
 template <class W>
 constexpr WeightKernels float_weight_kernels() {

@@ -37,7 +37,6 @@ namespace sbr {
 namespace {
 
 // ---- V16 for float_kernels.h
-// -------------------------------------------------------------------------------------------
 
 struct V16 {
   float32x4_t v[4];  // lanes 0..3, 4..7, 8..11, 12..15
@@ -141,7 +140,6 @@ namespace sbr {
 namespace {
 
 // ---- rule 8, quantised weights
-// -----------------------------------------------------------------------------------------
 
 Bytes load_weights(const BlockQ4_0& block) { return split_nibbles(vld1q_u8(block.nibbles), 8); }
 Bytes load_weights(const BlockQ8_0& block) { return {vld1q_s8(block.q), vld1q_s8(block.q + 16)}; }
@@ -180,7 +178,6 @@ void axpy_rows_blocks(const uint8_t* w, size_t row_bytes, const uint32_t* rows, 
 }
 
 // ---- the table
-// ---------------------------------------------------------------------------------------------------------
 
 SBR_MATRIX_KERNELS(q4_0, Q4_0, neon)
 SBR_MATRIX_KERNELS(q4_1, Q4_1, neon)

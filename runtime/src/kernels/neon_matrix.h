@@ -43,7 +43,6 @@ float32x4_t halves_at(const uint8_t* const* row, size_t at) {
 }
 
 // ---- types: the bytes of block b of a row, and the scales of block b of four rows
-// --------------------------------------
 
 template <class BlockType>
 struct HalfScaled {
@@ -130,7 +129,6 @@ struct Q6_K {
 };
 
 // ---- products
-// -------------------------------------------------------------------------------------------------------------
 
 // Four partial sums of block b of one row.
 template <class T>

@@ -279,7 +279,6 @@ void axpy_rows_scalar(const uint8_t* w, size_t row_bytes, const uint32_t* rows, 
 }
 
 // ---- rule 3
-// ----------------------------------------------------------------------------------------------------------
 
 void quantise_scalar(const float* x, size_t n, int8_t* q, float* d, float* sum) {
   const float magic = 12582912.0f;  // adding 1.5 * 2^23 rounds to the nearest even integer
@@ -348,7 +347,6 @@ void f32_to_f16_scalar(const float* x, size_t n, uint16_t* y) {
 }
 
 // ---- rule 11
-// -----------------------------------------------------------------------------------------------------------
 
 template <class Element, float (*kLoad)(const uint8_t*, size_t)>
 void attn_scores_scalar(const float* q, const Element* k, size_t stride, size_t n_pos, size_t head_dim, float scale,
@@ -387,7 +385,6 @@ void softmax_scalar(float* x, size_t n) {
 }
 
 // ---- the table
-// -----------------------------------------------------------------------------------------------------------
 
 template <class Dot>
 constexpr WeightKernels weight_kernels(AxpyRowsFn axpy_rows) {
