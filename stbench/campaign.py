@@ -199,14 +199,17 @@ def _find_references(
         job = _with_digest(job, ready)
         keys[job.id] = key = references.key_of(job)
         if key not in found and key not in missing:
-            known = references.lookup(job)
+            known = references.lookup(job, observer.note)
             if known is None:
                 missing[key] = job
             else:
                 found[key] = known
     for i, (key, job) in enumerate(missing.items()):
         observer.step(f"reference {i + 1} of {len(missing)}: {job.label}", 0, 0)
-        found[key], why = references.compute(devices[job.device].agent, job)
+        try:
+            found[key], why = references.compute(devices[job.device].agent, job)
+        except StbenchError as error:
+            found[key], why = None, str(error)
         if found[key] is None:
             observer.note(f"{job.label}: no reference ({why}); its outputs stay unchecked")
     return {job_id: found[key] for job_id, key in keys.items()}

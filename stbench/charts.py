@@ -82,10 +82,13 @@ class _Group:
     bars: Sequence[_Bar]
 
 
-def speed_figure(cells: pd.DataFrame, title: str, theme: str = "light") -> Figure:
+def speed_figure(
+    cells: pd.DataFrame, title: str, theme: str = "light", profiles: Sequence[str] = ()
+) -> Figure:
     """Decode speed of every device, one group of bars per device: measured solid with interval or range,
-    published as outlines. ``cells`` is :func:`stbench.render.tidy` of one table; ``theme`` a key of
-    :data:`THEMES`. Rows that no device measured are left out, unless nothing was measured at all."""
+    published as outlines. ``cells`` is :func:`stbench.render.tidy` of one table, ``profiles`` are that
+    table's, for the caption; ``theme`` is a key of :data:`THEMES`. Rows that no device measured are left out,
+    unless nothing was measured at all."""
     colours = THEMES[theme]
     measured = cells[cells["role"] == "speed"]
     published = cells[cells["role"] == "published"]
@@ -97,7 +100,7 @@ def speed_figure(cells: pd.DataFrame, title: str, theme: str = "light") -> Figur
         _group(rows, palette, column, False) for _, column in published.groupby("column", sort=False)
     ]
     with matplotlib.rc_context(_RC):  # type: ignore[arg-type]
-        return _draw(groups, title, _captions(measured, left_out), colours)
+        return _draw(groups, title, _captions(measured, left_out, profiles), colours)
 
 
 def svg_bytes(figure: Figure) -> bytes:
@@ -165,7 +168,7 @@ def _number(value: Any) -> float | None:
     return None if value is None or pd.isna(value) else float(value)
 
 
-def _captions(measured: pd.DataFrame, left_out: Sequence[str]) -> list[str]:
+def _captions(measured: pd.DataFrame, left_out: Sequence[str], profiles: Sequence[str]) -> list[str]:
     lines = []
     if measured["value"].notna().any():
         kinds = {str(kind) for kind in measured["kind"] if kind}
@@ -178,6 +181,7 @@ def _captions(measured: pd.DataFrame, left_out: Sequence[str]) -> list[str]:
         lines.append("Outlined: published. Nothing measured.")
     drawn = set("".join(measured.loc[~measured["text"].isin(_NOTHING), "marks"]))
     lines += [f"{mark}  {meaning}" for mark, meaning in MEANINGS.items() if mark in drawn]
+    lines += [sentence.replace(" %", "\u00a0%") for sentence in profiles]
     if left_out:
         lines.append("Not measured, left out: " + "; ".join(left_out) + ".")
     return [

@@ -18,12 +18,24 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from stbench import cells, notes, published
+from stbench import catalogue, cells, notes, published
 from stbench.agent.wire import RunRecord
+from stbench.campaign import UNFINISHED
 from stbench.frame import to_frame, unique_records
 from stbench.published import PublishedRow, PublishedTable
 from stbench.sweep import ENGINE, switches_label
-from stbench.table import NO_ENGINE, NO_LIMIT, TIMES, Cell, Column, Row, Table, clean, number
+from stbench.table import (
+    NO_ARCHITECTURE,
+    NO_ENGINE,
+    NO_LIMIT,
+    TIMES,
+    Cell,
+    Column,
+    Row,
+    Table,
+    clean,
+    number,
+)
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -82,7 +94,7 @@ class _RowSpec:
 
 def build_tables(records: Iterable[RunRecord], ratio_to: Mapping[str, str] | None = None) -> list[Table]:
     """The 4B table, the 21B table when a model of it was measured, and a list of all cases that these do not
-    show.
+    show. Cancelled runs are no results and are not counted.
 
     ``ratio_to`` maps a measured device to the published device that it is (key of published_speed.csv), for a
     ratio column. Devices called like a published one need no entry; comparing others is not meaningful.
@@ -91,7 +103,11 @@ def build_tables(records: Iterable[RunRecord], ratio_to: Mapping[str, str] | Non
     ratio_to = dict(ratio_to or {})
     for reference in ratio_to.values():
         published.published_device(reference)
-    kept = [record for record in unique_records(records) if record.purpose == "measure"]
+    kept = [
+        record
+        for record in unique_records(records)
+        if record.purpose == "measure" and record.status != UNFINISHED
+    ]
     frame = _filled(to_frame(kept))
     facts = notes.device_facts(kept)
     keys = ["4B"] + (["21B"] if frame["catalogue_model"].isin(_ONLY_21B).any() else [])
@@ -185,10 +201,11 @@ def _published_shape(
             notes.selection(name, str(device), str(engine), condition, filled, len(group) - len(chosen))
         )
     shown = pd.concat(picked) if picked else own.iloc[:0]
-    sentences = [published.THREAD_NOTE, *notes.sentences(selected, facts, shown)]
+    profiles = tuple(notes.synthetic_sentences(shown))
+    sentences = [published.THREAD_NOTE, *notes.sentences(selected, facts, shown, profiles)]
     rows_out = tuple(Row(s.key, s.label, cells_by_row[s.key], s.parent) for s in specs)
     title = f"{table.title}: decode, tokens/s"
-    made = Table(table.key, title, tuple(columns), rows_out, tuple(sentences), tuple(selected))
+    made = Table(table.key, title, tuple(columns), rows_out, tuple(sentences), tuple(selected), profiles)
     return made, set(shown.index)
 
 
@@ -242,10 +259,16 @@ def _measured_cell(spec: _RowSpec, chosen: pd.DataFrame, device: str) -> tuple[C
     )
     rows = chosen[mask]
     if not len(rows):
-        return (Cell("—", (NO_ENGINE,)) if spec.model.startswith("gemma3n") else Cell("not run")), empty
+        return _unmeasured(spec.model), empty
     rows = _one_campaign(rows)
     rows = _one_thread_setting(rows, published.published_threads(device))
     return cells.speed_cell(rows, "decode_tps"), rows
+
+
+def _unmeasured(model: str) -> Cell:
+    if model in catalogue.names():
+        return Cell("not run")
+    return Cell("—", (NO_ENGINE if model.startswith("gemma3n") else NO_ARCHITECTURE,))
 
 
 def _one_campaign(rows: pd.DataFrame) -> pd.DataFrame:
@@ -270,8 +293,7 @@ def _derive(
     for spec in specs:
         row = cells_by_row[spec.key]
         cell = row[column]
-        rss = cell.details.get("peak_rss_bytes")
-        row[f"rss:{column}"] = Cell(f"{rss / 2**30:.2f}", value=rss / 2**30) if rss else Cell()
+        row[f"rss:{column}"] = _memory(cell)
         dense = next(
             (
                 cells_by_row[other.key][column]
@@ -290,7 +312,17 @@ def _derive(
 def _ratio(cell: Cell, base: float | None) -> Cell:
     if cell.value is None or not base:
         return Cell()
-    return Cell(number(cell.value / base), value=cell.value / base)
+    return Cell(number(cell.value / base), value=cell.value / base, details=_weights(cell))
+
+
+def _memory(cell: Cell) -> Cell:
+    rss = cell.details.get("peak_rss_bytes")
+    return Cell(f"{rss / 2**30:.2f}", value=rss / 2**30, details=_weights(cell)) if rss else Cell()
+
+
+def _weights(cell: Cell) -> dict[str, Any]:
+    """What a number that is derived from a measured cell has to say of the weights behind it."""
+    return {key: cell.details[key] for key in ("synthetic", "profile")}
 
 
 def _other_cases(frame: pd.DataFrame, facts: notes.Facts, described: set[str]) -> Table:
@@ -308,18 +340,19 @@ def _other_cases(frame: pd.DataFrame, facts: notes.Facts, described: set[str]) -
         for device, fingerprint in boards
         if device not in described
     ]
-    sentences += notes.synthetic_sentences(frame)
+    profiles = tuple(notes.synthetic_sentences(frame))
+    sentences += profiles
     rows = []
     groups = [group for _, group in frame.groupby(list(CASE), sort=True, dropna=False)]
     for i, (label, group) in enumerate(zip(_distinct_labels(groups), groups, strict=True)):
         has_gen = bool(group["n_gen"].iloc[0])
         decode = cells.speed_cell(group, "decode_tps") if has_gen else Cell()
         prefill = cells.speed_cell(group, "prefill_tps") if group["n_prompt"].iloc[0] else Cell()
-        rss = (decode if has_gen else prefill).details.get("peak_rss_bytes")
-        memory = Cell(f"{rss / 2**30:.2f}", value=rss / 2**30) if rss else Cell()
+        memory = _memory(decode if has_gen else prefill)
         rows.append(Row(f"case:{i}", label, {"decode": decode, "prefill": prefill, "rss": memory}))
         sentences += notes.failures(label, group)
-    return Table("other", "Cases outside the published tables", columns, tuple(rows), tuple(sentences))
+    title = "Cases outside the published tables"
+    return Table("other", title, columns, tuple(rows), tuple(sentences), profiles=profiles)
 
 
 def _distinct_labels(groups: Sequence[pd.DataFrame]) -> list[str]:

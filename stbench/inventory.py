@@ -159,9 +159,20 @@ def _devices(document: yamlfile.Document) -> tuple[Device, ...]:
         base = data.get("extends") if isinstance(data, dict) else None
         if isinstance(base, str) and base not in written:
             document.add(("devices", name, "extends"), yamlfile.unknown_name("device", base, written))
-    if document.problems:
-        return ()
-    return tuple(_settle(document, name, entries) for name in entries)
+    devices = tuple(_settle(document, name, entries) for name in entries if _chain_is_intact(name, entries))
+    return () if document.problems else devices
+
+
+def _chain_is_intact(name: str, entries: dict[str, DeviceEntry]) -> bool:
+    """Whether everything that a device extends could be read. A circle of such devices is intact."""
+    seen: set[str] = set()
+    following: str | None = name
+    while following is not None and following not in seen:
+        if following not in entries:
+            return False
+        seen.add(following)
+        following = entries[following].extends
+    return True
 
 
 def _settle(document: yamlfile.Document, name: str, entries: dict[str, DeviceEntry]) -> Device:

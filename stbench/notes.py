@@ -52,14 +52,17 @@ def selection(
     }
 
 
-def sentences(selected: Sequence[Mapping[str, Any]], facts: Facts, shown: pd.DataFrame) -> list[str]:
-    """The notes of a table whose measured cells rest on the records ``shown``."""
+def sentences(
+    selected: Sequence[Mapping[str, Any]], facts: Facts, shown: pd.DataFrame, profiles: Sequence[str]
+) -> list[str]:
+    """The notes of a table whose measured cells rest on the records ``shown``; ``profiles`` is
+    :func:`synthetic_sentences` of these."""
     lines = []
     for chosen in selected:
         name = clean(str(chosen["column"]), 60)
         lines.append(device_sentence(name, facts.get((chosen["device"], chosen["condition"]["fingerprint"]))))
         lines += _selection_sentences(name, chosen)
-    lines += synthetic_sentences(shown)
+    lines += profiles
     for _, group in shown.groupby(["device", "engine", "model", "switches", "threads"], sort=True):
         lines += failures(clean(str(group["label"].iloc[0]), 120), group)
     return lines

@@ -19,6 +19,7 @@ from stbench.agent.wire import DeviceFacts, JobSpec, ModelRef, Settings, Workloa
 from stbench.catalogue import Sizes
 from stbench.errors import SweepError
 from stbench.inventory import Device
+from stbench.roofline import token_bytes
 from stbench.sweep import ENGINE, Case, Sweep, Traits, expand
 
 # What the times of a plan assume before anything is measured: bytes/s of weights per thread (more than four
@@ -234,16 +235,13 @@ def guess_seconds(job: JobSpec, model: DeviceModel) -> float:
 
 
 def _bytes_per_token(job: JobSpec, model: DeviceModel) -> float:
+    spec = job.model.synthetic
+    if spec is not None:
+        loaded = replace(spec, transposed_down=spec.transposed_down or job.settings.requantise_down)
+        switches = job.settings
+        return token_bytes(
+            loaded, sparse_ffn=switches.sparse_ffn, sparse_lm_head=switches.sparse_lm_head
+        ).total
     if model.sizes is None:
         return float(model.file_bytes)
-    spec = job.model.synthetic
-    total = model.sizes.weight_bytes * model.sizes.params_active / model.sizes.params
-    if spec is None:
-        return total
-    bytes_per_weight = model.sizes.weight_bytes / model.sizes.params
-    if job.settings.sparse_ffn and spec.zero_share:
-        zero = sum(spec.zero_share) / len(spec.zero_share) / 1000
-        total -= zero * 2 * spec.n_layer * spec.n_expert_used * spec.n_embd * spec.n_ff * bytes_per_weight
-    if job.settings.sparse_lm_head:
-        total -= (1 - spec.lm_head_keep / 1000) * spec.n_embd * spec.n_vocab * bytes_per_weight
-    return total
+    return model.sizes.weight_bytes * model.sizes.params_active / model.sizes.params

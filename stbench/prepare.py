@@ -21,6 +21,7 @@ from stbench.agentclient import Agent, OnBytes
 from stbench.build import Library
 from stbench.catalogue import Sizes
 from stbench.connectors import connector_for
+from stbench.connectors.base import Connector
 from stbench.deploy import deploy
 from stbench.errors import ModelError, NoSpace
 from stbench.inventory import Device
@@ -47,16 +48,21 @@ class Prepared:
 
 @contextmanager
 def prepared(
-    devices: Sequence[Device], models: Sequence[str], library: Library | None, on_bytes: OnBytes
+    devices: Sequence[Device],
+    models: Sequence[str],
+    library: Library | None,
+    on_bytes: OnBytes,
+    *,
+    lease: bool = True,
 ) -> Iterator[list[Prepared]]:
     """Connects to all devices, for as long as the block lasts. ``library`` may be None when only fake engines
-    run. Raises :class:`stbench.errors.DeviceError`, :class:`ModelError`."""
+    run; without ``lease`` nothing may be measured.
+
+    Raises :class:`stbench.errors.DeviceError`, :class:`ModelError`."""
     agents: list[Agent] = []
     try:
         for device in devices:
-            connector = connector_for(device)
-            connector.connect()
-            agents.append(Agent(device.name, connector, deploy(connector, library)))
+            agents.append(_connected(device, connector_for(device), library, lease))
         yield [
             Prepared(agent, _target(device, agent, models, library, on_bytes))
             for device, agent in zip(devices, agents, strict=True)
@@ -64,6 +70,15 @@ def prepared(
     finally:
         for agent in agents:
             agent.connector.close()
+
+
+def _connected(device: Device, connector: Connector, library: Library | None, lease: bool) -> Agent:
+    connector.connect(lease=lease)
+    try:
+        return Agent(device.name, connector, deploy(connector, library))
+    except BaseException:
+        connector.close()
+        raise
 
 
 def _target(

@@ -6,6 +6,8 @@ to a sweep: it is never computed twice on a machine.
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Callable
 from dataclasses import replace
 from importlib import resources
 from pathlib import Path
@@ -13,8 +15,9 @@ from pathlib import Path
 from stbench.agent import verify, wire
 from stbench.agent.wire import JobSpec, Reference
 from stbench.agentclient import Agent
-from stbench.errors import InputError
+from stbench.errors import InputError, StoreError
 from stbench.paths import cache_dir
+from stbench.store import write_text
 
 # The scalar kernels are five to twenty times slower than those of a timed run.
 TIMEOUT_FACTOR = 10.0
@@ -46,35 +49,50 @@ class References:
         """What :func:`stbench.agent.verify.reference_key` says; the model's digest must be known."""
         return verify.reference_key(job)
 
-    def lookup(self, job: JobSpec) -> Reference | None:
+    def lookup(self, job: JobSpec, note: Callable[[str], None] = lambda _: None) -> Reference | None:
         """The shipped or cached reference of a job, None where there is none yet.
 
-        Raises :class:`InputError` for a file that is not what its name says."""
-        key = self.key_of(job)
+        A cached one that is not what its name says is removed, ``note`` is told, and there is none. Raises
+        :class:`InputError` for such a shipped one: the package itself is damaged."""
+        key, digest = self.key_of(job), job.model.digest
         if key not in self._loaded:
-            path = self.path_of(key)
-            text = _shipped(key) or _text(path)
-            if text is None:
+            shipped = _shipped(key)
+            found = _parse(shipped, key, digest) if shipped is not None else self._cached(key, digest, note)
+            if found is None:
                 return None
-            self._loaded[key] = _parse(text, key, job.model.digest, path)
+            self._loaded[key] = found
         return self._loaded[key]
+
+    def _cached(self, key: str, digest: str, note: Callable[[str], None]) -> Reference | None:
+        path = self.path_of(key)
+        try:
+            return _parse(path.read_bytes(), key, digest)
+        except FileNotFoundError:
+            return None
+        except (OSError, InputError) as error:
+            note(f"{path}: {error}; it is removed and computed again")
+            with contextlib.suppress(OSError):
+                path.unlink()
+            return None
 
     def path_of(self, key: str) -> Path:
         """Where a reference is or would be kept; the same format ships as ``data/references/KEY.json``."""
         return self.directory / f"{key}.json"
 
     def store(self, reference: Reference) -> None:
-        """Keeps a new reference, atomically."""
-        self.directory.mkdir(parents=True, exist_ok=True)
+        """Keeps a new reference; it is on the disk, whole, when this returns. Raises :class:`StoreError`."""
         path = self.path_of(reference.key)
-        part = path.with_suffix(".part")
-        part.write_text(wire.dumps(reference) + "\n", encoding="utf-8")
-        part.replace(path)
+        try:
+            self.directory.mkdir(parents=True, exist_ok=True)
+            write_text(path, wire.dumps(reference) + "\n")
+        except OSError as error:
+            raise StoreError(f"{path}: {error.strerror}") from error
         self._loaded[reference.key] = reference
 
     def compute(self, agent: Agent, job: JobSpec) -> tuple[Reference | None, str]:
         """Runs the reference job. None and the reason when it failed. Raises
-        :class:`stbench.agentclient.JobInterrupted`."""
+        :class:`stbench.agentclient.JobInterrupted`, :class:`stbench.errors.DeviceError`,
+        :class:`StoreError`."""
         record = agent.run(reference_job(job))
         if record.status != "ok" or record.reference is None:
             return None, f"{record.status}: {record.detail}"
@@ -84,23 +102,16 @@ class References:
         return record.reference, ""
 
 
-def _shipped(key: str) -> str | None:
+def _shipped(key: str) -> bytes | None:
     found = resources.files("stbench").joinpath("data", "references", f"{key}.json")
-    return found.read_text(encoding="utf-8") if found.is_file() else None
+    return found.read_bytes() if found.is_file() else None
 
 
-def _text(path: Path) -> str | None:
+def _parse(data: bytes, key: str, digest: str) -> Reference:
+    hint = "install stbench again"
     try:
-        return path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        return None
-
-
-def _parse(text: str, key: str, digest: str, path: Path) -> Reference:
-    hint = f"remove {path}; it is computed again"
-    try:
-        reference = wire.loads(Reference, text)
-    except wire.WireError as error:
+        reference = wire.loads(Reference, data.decode("utf-8"))
+    except (wire.WireError, UnicodeDecodeError) as error:
         raise InputError(f"the reference {key} cannot be read: {error}", hint=hint) from error
     if reference.key != key or reference.model_digest != digest:
         raise InputError(f"the reference {key} is of another model", hint=hint)

@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from stbench.table import SYNTHETIC, Cell, Column, Row, Table, clean
+from stbench.table import Cell, Column, Row, Table, clean
 
 SCHEMA = 1
 
@@ -39,6 +39,7 @@ TIDY = (
     "n",
     "coverage",
     "synthetic",
+    "profile",
     "peak_rss_bytes",
     "output_hash",
 )
@@ -66,7 +67,7 @@ def tidy(tables: Iterable[Table]) -> pd.DataFrame:
 
 
 def csv_text(tables: Iterable[Table]) -> str:
-    """:func:`tidy` as CSV; the meaning of the marks and the notes are in the other renderings."""
+    """:func:`tidy` as CSV; the meaning of the marks and the other notes are in the other renderings."""
     return str(tidy(tables).to_csv(index=False, lineterminator="\n"))
 
 
@@ -200,7 +201,8 @@ def _tidy_row(table: Table, row: Row, column: Column, cell: Cell) -> list[Any]:
         cell.kind,
         cell.n,
         cell.coverage,
-        SYNTHETIC in cell.marks,
+        bool(cell.details.get("synthetic", False)),
+        "; ".join(cell.details.get("profile", [])),
         cell.details.get("peak_rss_bytes"),
         " ".join(cell.details.get("output_hash", [])),
     ]

@@ -28,7 +28,7 @@ def write_reports(
     }
     cells, title = render.tidy(tables[:1]), tables[0].title
     for theme, suffix in (("light", ""), ("dark", "-dark")):
-        figure = charts.speed_figure(cells, title, theme)
+        figure = charts.speed_figure(cells, title, theme, tables[0].profiles)
         files[f"speed{suffix}.svg"] = charts.svg_bytes(figure)
         files[f"speed{suffix}.png"] = charts.png_bytes(figure)
     out_dir.mkdir(parents=True, exist_ok=True)

@@ -215,10 +215,16 @@ def read_campaign(directory: Path) -> dict[str, Any] | None:
 
 def write_json(path: Path, data: Any) -> None:
     """Writes a JSON file so that a reader sees the old one or the new one, also after a power cut."""
+    write_text(path, json.dumps(data, indent=1, allow_nan=False) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a file so that a reader sees the old one or the new one, also after a power cut.
+
+    Raises OSError."""
     part = path.with_name(path.name + ".part")
     with part.open("w", encoding="utf-8") as file:
-        json.dump(data, file, indent=1, allow_nan=False)
-        file.write("\n")
+        file.write(text)
         file.flush()
         os.fsync(file.fileno())
     part.replace(path)

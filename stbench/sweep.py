@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -54,6 +54,13 @@ PRESETS: dict[str, dict[str, Any]] = {
         "replicates": 3,
     },
 }
+
+
+# Keys of a sweep that together say what to compute, keys that only say when to stop, and keys that are called
+# otherwise once they are settled.
+WORKLOADS = ("prompt", "gen", "prompt_gen")
+LIMITS = ("max_time", "max_failures")
+RENAMED = {"max_time": "max_time_s", "warmup": "warmup_tokens"}
 
 
 @dataclass(frozen=True)
@@ -261,6 +268,79 @@ def build_sweep(
 
     Without ``models`` anywhere, the preset is ``quick``.
     """
+    from_file, typed = _layers(options, yaml_text, yaml_name)
+    preset = typed.pop("preset", None) or from_file.pop("preset", None)
+    from_file.pop("preset", None)
+    if preset is None and "models" not in typed and "models" not in from_file:
+        preset = "quick"
+    base = SweepEntry.model_validate(PRESETS[preset]).model_dump(exclude_none=True) if preset else {}
+    for layer in (from_file, typed):
+        _put_on(base, layer)
+    return _settle(base, preset or "")
+
+
+def load_sweep(options: Mapping[str, Any], path: Path | None) -> Sweep:
+    """:func:`build_sweep` with the YAML read from ``path``. Raises also :class:`InputError`."""
+    return build_sweep(options, _read(path), str(path))
+
+
+def resumed_sweep(stored: Sweep, options: Mapping[str, Any], path: Path | None) -> Sweep:
+    """A stored sweep with the limits (``max_time``, ``max_failures``) that file and options give anew.
+
+    Raises :class:`UsageError` when they ask for other axes: the records of one campaign belong to one sweep.
+    """
+    from_file, typed = _layers(options, _read(path), str(path))
+    wanted: dict[str, Any] = {}
+    for layer in (from_file, typed):
+        _put_on(wanted, layer)
+    limits = {RENAMED.get(key, key): wanted.pop(key) for key in LIMITS if key in wanted}
+    base = _unsettled(stored)
+    same_work = all(wanted.get(key, []) == base[key] for key in WORKLOADS)
+    other = [
+        key for key, value in wanted.items() if not (same_work if key in WORKLOADS else value == base[key])
+    ]
+    if other:
+        said = ", ".join(option(key) if key in typed else f"{key} of {path}" for key in other)
+        raise UsageError(
+            f"--resume goes on with the stored sweep; {said} would change it",
+            hint="leave it away, or start another --campaign NAME for other axes",
+        )
+    return replace(stored, **limits)
+
+
+def sweep_from_json(data: Any, source: Path) -> Sweep:
+    """The inverse of ``dataclasses.asdict``. Raises :class:`InputError` for what is no stored sweep."""
+    try:
+        values = {key: _frozen(value) for key, value in dict(data).items()}
+        sweep = Sweep(**values)
+        _unsettled(sweep)
+        return sweep
+    except (TypeError, ValueError) as error:
+        raise InputError(
+            f"{source}: the stored sweep cannot be read", hint="another --campaign NAME starts a new one"
+        ) from error
+
+
+def _frozen(value: Any) -> Any:
+    return tuple(_frozen(item) for item in value) if isinstance(value, list) else value
+
+
+def option(key: str) -> str:
+    """The option that gives a key of :class:`SweepEntry`."""
+    return "--" + {"n_batch": "batch"}.get(key, key).replace("_", "-")
+
+
+def _read(path: Path | None) -> bytes | None:
+    try:
+        return None if path is None else path.read_bytes()
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror}") from error
+
+
+def _layers(
+    options: Mapping[str, Any], yaml_text: bytes | None, yaml_name: str
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What the file says and what the options say. Raises :class:`SweepError` with every problem of both."""
     problems: list[str] = []
     from_file: dict[str, Any] = {}
     if yaml_text is not None:
@@ -272,53 +352,24 @@ def build_sweep(
     typed = _check_options(options, problems)
     if problems:
         raise SweepError(problems)
-
-    preset = typed.pop("preset", None) or from_file.pop("preset", None)
-    from_file.pop("preset", None)
-    if preset is None and "models" not in typed and "models" not in from_file:
-        preset = "quick"
-    base = SweepEntry.model_validate(PRESETS[preset]).model_dump(exclude_none=True) if preset else {}
-    for layer in (from_file, typed):
-        # A layer that says what to compute replaces it as a whole: -n 32 does not add to a preset's workload.
-        if layer.keys() & {"prompt", "gen", "prompt_gen"}:
-            for key in ("prompt", "gen", "prompt_gen"):
-                base.pop(key, None)
-        base.update(layer)
-    return _settle(base, preset or "")
+    return from_file, typed
 
 
-def load_sweep(options: Mapping[str, Any], path: Path | None) -> Sweep:
-    """:func:`build_sweep` with the YAML read from ``path``. Raises also :class:`InputError`."""
-    if path is None:
-        return build_sweep(options)
-    try:
-        text = path.read_bytes()
-    except OSError as error:
-        raise InputError(f"{path}: {error.strerror}") from error
-    return build_sweep(options, text, str(path))
-
-
-def sweep_from_json(data: Any, source: Path) -> Sweep:
-    """The inverse of ``dataclasses.asdict``. Raises :class:`InputError` for what is no stored sweep."""
-    try:
-        values = {key: _frozen(value) for key, value in dict(data).items()}
-        return Sweep(**values)
-    except (TypeError, ValueError) as error:
-        raise InputError(
-            f"{source}: the stored sweep cannot be read", hint="give the options again beside --resume"
-        ) from error
-
-
-def _frozen(value: Any) -> Any:
-    return tuple(_frozen(item) for item in value) if isinstance(value, list) else value
+def _put_on(base: dict[str, Any], layer: Mapping[str, Any]) -> None:
+    """A layer that says what to compute replaces it as a whole: -n 32 does not add to a preset's workload."""
+    if layer.keys() & set(WORKLOADS):
+        for key in WORKLOADS:
+            base.pop(key, None)
+    base.update(layer)
 
 
 def _check_options(options: Mapping[str, Any], problems: list[str]) -> dict[str, Any]:
     document = yamlfile.Document("options")
     given = {key: value for key, value in options.items() if value is not None}
     entry = yamlfile.validate(document, SweepEntry, given, ())
-    prefix = f"{document.name}:1: "
-    problems += ["--" + p.removeprefix(prefix).replace("_", "-", 1) for p in document.problems]
+    for problem in document.problems:
+        key, colon, rest = problem.removeprefix(f"{document.name}:1: ").partition(":")
+        problems.append(option(key) + colon + rest)
     return entry.model_dump(exclude_none=True) if entry else {}
 
 
@@ -335,12 +386,26 @@ def _settle(values: dict[str, Any], preset: str) -> Sweep:
             hint=f"--n-ctx {longest} or more",
         )
     values.setdefault("n_ctx", max(4096, -(-longest // 256) * 256))
-    renamed = {"max_time": "max_time_s", "warmup": "warmup_tokens"}
     settled: dict[str, Any] = {
-        renamed.get(key, key): tuple(value) if isinstance(value, list) else value
+        RENAMED.get(key, key): tuple(value) if isinstance(value, list) else value
         for key, value in values.items()
     }
     return Sweep(workloads=workloads, preset=preset, **settled)
+
+
+def _unsettled(sweep: Sweep) -> dict[str, Any]:
+    """The inverse of :func:`_settle`: every key of :class:`SweepEntry` that has a value."""
+    workloads = dict.fromkeys((prompt, gen) for prompt, gen, _ in sweep.workloads)
+    values: dict[str, Any] = {
+        "prompt": [prompt for prompt, gen in workloads if not gen],
+        "gen": [gen for prompt, gen in workloads if not prompt],
+        "prompt_gen": [pair for pair in workloads if all(pair)],
+        "depth": list(dict.fromkeys(depth for *_, depth in sweep.workloads)),
+    }
+    for key in SweepEntry.model_fields.keys() - values.keys():
+        value = getattr(sweep, RENAMED.get(key, key))
+        values[key] = list(value) if isinstance(value, tuple) else value
+    return values
 
 
 def expand(sweep: Sweep, traits: Mapping[str, Traits]) -> tuple[list[Case], list[str]]:

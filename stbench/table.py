@@ -15,6 +15,7 @@ THROTTLED = "T"
 NO_SENSORS = "?"
 NO_LIMIT = "m"
 NO_ENGINE = "e"
+NO_ARCHITECTURE = "a"
 
 # Ratios read "x dense"; escaped because it looks like the letter.
 TIMES = "\u00d7"
@@ -30,6 +31,7 @@ MEANINGS = {
     NO_SENSORS: "throttling unknown: the device has no sensors that could tell",
     NO_LIMIT: "not measured: this version cannot enforce a memory limit",
     NO_ENGINE: "not measured: Gemma 3n needs the llama-bench engine, which this version does not have",
+    NO_ARCHITECTURE: "not measured: this version has no Qwen3 mixture-of-experts architecture",
 }
 
 # What a column holds. "published" cells come from the published tables, all others from records.
@@ -81,7 +83,8 @@ class Row:
 
 @dataclass(frozen=True)
 class Table:
-    """``notes`` are full sentences. ``selection`` says per measured column which records it holds."""
+    """``notes`` are full sentences; ``profiles`` are those of them that say what is synthetic, and how.
+    ``selection`` says per measured column which records it holds."""
 
     key: str
     title: str
@@ -89,6 +92,7 @@ class Table:
     rows: tuple[Row, ...]
     notes: tuple[str, ...] = ()
     selection: tuple[Mapping[str, Any], ...] = ()
+    profiles: tuple[str, ...] = ()
 
     def legend(self) -> list[tuple[str, str]]:
         """The marks that occur, with their meanings, in a fixed order."""

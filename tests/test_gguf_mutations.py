@@ -31,7 +31,9 @@ for line in sys.stdin:
             if step == "describe":
                 sbr.describe(library, path, 1 << 40)
             else:
-                sbr.Model(library, path).close()
+                with sbr.Model(library, path) as model:
+                    with sbr.Session(library, model, n_ctx=8) as session:
+                        session.decode([0])
             outcome[step] = ["ok", ""]
         except sbr.NativeError as error:
             outcome[step] = [error.name, str(error)]

@@ -46,15 +46,14 @@ _NUMBERS = (
     ("--max-failures", "max_failures", int, "stop after this many failed jobs"),
 )
 
+DEVICES = Path("devices.yaml")
 RESULTS = Path("results")
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Adds the axes and where things are."""
     parser.add_argument("sweep_file", nargs="?", type=Path, metavar="SWEEP.yaml", help="axes from a file")
-    parser.add_argument(
-        "--devices", type=Path, default=Path("devices.yaml"), metavar="FILE", help="(devices.yaml)"
-    )
+    parser.add_argument("--devices", type=Path, default=DEVICES, metavar="FILE", help="(devices.yaml)")
     parser.add_argument("--device", action="append", metavar="GLOB", help="only these of its enabled devices")
     parser.add_argument(
         "--campaign", metavar="NAME", help="directory under results/ (default: date and preset)"
@@ -136,9 +135,15 @@ class Ready:
 
 @contextmanager
 def planned(
-    args: argparse.Namespace, sweep: Sweep, campaign: str, on_bytes: Callable[[str, int, int], None]
+    args: argparse.Namespace,
+    sweep: Sweep,
+    campaign: str,
+    on_bytes: Callable[[str, int, int], None],
+    *,
+    lease: bool,
 ) -> Iterator[Ready]:
-    """Connects, deploys, asks for facts and plans; devices stay connected inside the block."""
+    """Connects, deploys, asks for facts and plans; devices stay connected inside the block. ``lease``: takes
+    them for this process, as everything that measures must."""
     from stbench.agentclient import needs_library
     from stbench.build import find_library
     from stbench.plan import build_plan
@@ -148,5 +153,5 @@ def planned(
     names, sweep = label_names(sweep)
     needed = args.library is not None or any(needs_library(engine) for engine in sweep.engines)
     library = find_library(args.library) if needed else None
-    with prepared(devices, names, library, on_bytes) as ready:
+    with prepared(devices, names, library, on_bytes, lease=lease) as ready:
         yield Ready(build_plan(sweep, [device.target for device in ready], campaign), ready)

@@ -38,7 +38,9 @@ def run(args: argparse.Namespace) -> int:
     campaign = args.campaign or new_campaign_name(sweep.preset, args.results)
     with (
         Live(stderr_console(quiet=args.quiet)) as live,
-        planned(args, sweep, campaign, lambda stage, done, total: live.step(stage, done, total)) as ready,
+        planned(
+            args, sweep, campaign, lambda stage, done, total: live.step(stage, done, total), lease=False
+        ) as ready,
     ):
         plan = ready.plan
     print_plan(plan, as_json=args.json)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,8 @@ import stbench
 from stbench import errors
 from stbench.commands import Subparsers, add_command
 from stbench.commands._sweep_options import (
+    DEVICES,
+    RESULTS,
     Ready,
     add_options,
     new_campaign_name,
@@ -36,13 +39,18 @@ stbench sweep --resume
 """
 
 
+REPORTS = Path("reports")
+
+
 def register(subparsers: Subparsers) -> None:
     """Adds ``stbench sweep``."""
     parser = add_command(
         subparsers, "sweep", run, help="measure models on devices and print the table", example=EXAMPLE
     )
     add_options(parser)
-    parser.add_argument("--resume", action="store_true", help="go on with --campaign, or with the newest one")
+    parser.add_argument(
+        "--resume", action="store_true", help="go on with the sweep of --campaign, or of the newest one"
+    )
     parser.add_argument(
         "--retry-failed", action="store_true", help="with --resume: run failed jobs again, too"
     )
@@ -52,7 +60,7 @@ def register(subparsers: Subparsers) -> None:
         action="store_true",
         help="make models and expected outputs, print the files of the latter, measure nothing",
     )
-    parser.add_argument("--reports", type=Path, default=Path("reports"), metavar="DIR", help="(reports)")
+    parser.add_argument("--reports", type=Path, default=REPORTS, metavar="DIR", help="(reports)")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -65,7 +73,13 @@ def run(args: argparse.Namespace) -> int:
     console = stderr_console(quiet=args.quiet)
     with (
         Live(console) as live,
-        planned(args, sweep, campaign, lambda stage, done, total: live.step(stage, done, total)) as ready,
+        planned(
+            args,
+            sweep,
+            campaign,
+            lambda stage, done, total: live.step(stage, done, total),
+            lease=not args.dry_run,
+        ) as ready,
     ):
         if args.dry_run:
             print_plan(ready.plan, as_json=args.json)
@@ -93,9 +107,9 @@ def _references_only(ready: Ready, live: Live) -> int:
 
 
 def _campaign(args: argparse.Namespace) -> tuple[str, Sweep]:
-    """Name and sweep: new, or stored ones for ``--resume``, where options that were typed again win."""
+    """Name and sweep: new, or stored ones for ``--resume``, where only limits may be given anew."""
     from stbench.store import newest_campaign, read_campaign, validate_campaign_name
-    from stbench.sweep import sweep_from_json
+    from stbench.sweep import resumed_sweep, sweep_from_json
 
     if not args.resume:
         sweep = sweep_of(args)
@@ -103,10 +117,31 @@ def _campaign(args: argparse.Namespace) -> tuple[str, Sweep]:
             return new_campaign_name(sweep.preset, args.results), sweep
         return validate_campaign_name(args.campaign), sweep
     campaign = validate_campaign_name(args.campaign) if args.campaign else newest_campaign(args.results)
-    stored = read_campaign(args.results / campaign)
-    if typed_axes(args) or args.sweep_file or stored is None:
-        return campaign, sweep_of(args)
-    return campaign, sweep_from_json(stored.get("sweep"), args.results / campaign)
+    directory = args.results / campaign
+    stored = read_campaign(directory)
+    if stored is None:
+        raise errors.StoreError(
+            f"{directory} has no campaign.json: there is no sweep to go on with",
+            hint="without --resume the sweep starts; an existing directory may be meant by another --results",
+        )
+    sweep = sweep_from_json(stored.get("sweep"), directory)
+    return campaign, resumed_sweep(sweep, typed_axes(args), args.sweep_file)
+
+
+def _resume_command(args: argparse.Namespace, campaign: str) -> str:
+    """What goes on with this campaign from the same directory, as it would be typed."""
+    argv = ["stbench", "sweep", "--resume", "--campaign", campaign]
+    for name, value, default in (
+        ("--devices", args.devices, DEVICES),
+        ("--results", args.results, RESULTS),
+        ("--reports", args.reports, REPORTS),
+        ("--library", args.library, None),
+    ):
+        if value != default:
+            argv += [name, str(value)]
+    for glob in args.device or ():
+        argv += ["--device", glob]
+    return shlex.join(argv)
 
 
 def _measure(
@@ -179,16 +214,18 @@ def _report(
 
         render_grid(finished, stdout_console())
     for path in written:
-        log.print(f"wrote {path}", soft_wrap=True)
+        log.print(f"wrote {path}", soft_wrap=True, markup=False)
 
-    again = f"stbench sweep --resume --campaign {campaign}"
+    again = _resume_command(args, campaign)
     if outcome.interrupted:
         raise errors.Interrupted(
             f"interrupted; {len(mine)} of {len(planned_ids)} records are stored", hint=again
         )
     if outcome.stopped:
         log.print(
-            f"stopped: {outcome.stopped}; {outcome.left} jobs left; go on with: {again}", soft_wrap=True
+            f"stopped: {outcome.stopped}; {outcome.left} jobs left; go on with: {again}",
+            soft_wrap=True,
+            markup=False,
         )
     bad = sorted({record.label for record in mine if record.status != "ok"})
     missing = sorted({job.label for job in ready.plan.jobs} - {record.label for record in mine})

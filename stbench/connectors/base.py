@@ -65,8 +65,9 @@ class Connector(Protocol):
         """The device's interpreter for the agent."""
         ...
 
-    def connect(self) -> None:
-        """Makes the work directory and takes the device for this process.
+    def connect(self, *, lease: bool = True) -> None:
+        """Makes the work directory and takes the device for this process; without ``lease`` only the former,
+        to ask beside a sweep.
 
         Raises :class:`stbench.errors.BusyError` when another controller has it."""
         ...

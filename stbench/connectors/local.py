@@ -21,11 +21,51 @@ from stbench.connectors.base import MAX_LINE_BYTES, Ending, FileFacts
 from stbench.errors import BusyError, DeviceError
 from stbench.inventory import Device
 from stbench.paths import cache_dir
+from stbench.yamlfile import printable
 
 STDERR_TAIL_BYTES = 16 << 10
 CANCEL_GRACE_S = 5.0
 
 _PR_SET_PDEATHSIG = 1
+
+
+class _Lease:
+    """The machine, taken once by a process: two sweeps at once would measure each other, whatever their
+    devices are called. Devices of one process take turns anyway and share the lease."""
+
+    def __init__(self) -> None:
+        self._file = -1
+        self._holders = 0
+
+    def take(self, name: str) -> None:
+        """Raises :class:`BusyError` with who has it and since when; ``name`` is the device that asks."""
+        if not self._holders:
+            self._file = self._locked(name)
+        self._holders += 1
+
+    def give_back(self) -> None:
+        """The last holder unlocks it."""
+        self._holders -= 1
+        if not self._holders:
+            os.close(self._file)
+
+    def _locked(self, name: str) -> int:
+        file = os.open(cache_dir() / "local.lease", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            holder = os.read(file, 200).decode("utf-8", "replace").strip()
+            os.close(file)
+            raise BusyError(
+                f"{name}: this machine is in use by another stbench ({printable(holder) or 'unknown'})",
+                hint="wait until it ends",
+            ) from error
+        os.ftruncate(file, 0)
+        os.pwrite(file, f"process {os.getpid()} since {time.strftime('%Y-%m-%d %H:%M:%S')}\n".encode(), 0)
+        return file
+
+
+_LEASE = _Lease()
 
 
 class LocalConnector:
@@ -36,7 +76,7 @@ class LocalConnector:
         self.device = device
         default = cache_dir() / "devices" / device.name
         self._work_dir = Path(device.work_dir).expanduser() if device.work_dir else default
-        self._lease = -1
+        self._leased = False
 
     @property
     def work_dir(self) -> str:
@@ -53,28 +93,18 @@ class LocalConnector:
         """This interpreter, unless devices.yaml names another."""
         return self.device.python or sys.executable
 
-    def connect(self) -> None:
-        """Takes the device: two sweeps at once on one machine would measure each other."""
+    def connect(self, *, lease: bool = True) -> None:
+        """Makes the work directory and, with ``lease``, takes this machine."""
         self._work_dir.mkdir(parents=True, exist_ok=True)
-        lease = os.open(self._work_dir / "lease", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-        try:
-            fcntl.flock(lease, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            holder = os.read(lease, 200).decode("utf-8", "replace").strip()
-            os.close(lease)
-            raise BusyError(
-                f"{self.device.name}: in use by another stbench (process {holder or 'unknown'})",
-                hint="wait until it ends",
-            ) from error
-        os.ftruncate(lease, 0)
-        os.pwrite(lease, f"{os.getpid()}\n".encode(), 0)
-        self._lease = lease
+        if lease and not self._leased:
+            _LEASE.take(self.device.name)
+            self._leased = True
 
     def close(self) -> None:
         """Gives the device back."""
-        if self._lease >= 0:
-            os.close(self._lease)
-            self._lease = -1
+        if self._leased:
+            self._leased = False
+            _LEASE.give_back()
 
     def start(self, argv: Sequence[str], stdin: bytes, timeout_s: float) -> LocalRunning:
         """Starts a command; see :class:`stbench.connectors.base.Connector`."""

@@ -3,7 +3,10 @@ said."""
 
 from __future__ import annotations
 
+import fcntl
 import json
+import os
+import shlex
 import signal
 import time
 from collections import Counter
@@ -12,7 +15,10 @@ from pathlib import Path
 
 import pytest
 
-from stbench.agent.wire import RunRecord
+from stbench import references
+from stbench.agent.wire import JobSpec, Reference, RunRecord
+from stbench.agentclient import Agent
+from stbench.errors import AgentError
 from stbench.store import Store, read_records
 from tests.host.conftest import Sandbox
 
@@ -139,6 +145,50 @@ def test_resume_without_a_name_takes_the_newest(sandbox: Sandbox) -> None:
     assert [r.workload.n_gen for r in records(sandbox, "newer")] == [2]
 
 
+def test_resume_goes_on_with_the_stored_sweep_and_no_other(sandbox: Sandbox) -> None:
+    sweep = sandbox.fake_sweep("fake", replicates=2)
+    assert sandbox.run("sweep", sweep, "--campaign", "c", "--max-time", "1h")[0] == 0
+    path = sandbox.directory / "results" / "c" / "campaign.json"
+    before = path.read_text()
+    for other in (["-r", "1"], ["--preset", "quick"], ["--filter", "*"]):
+        code, out, err = sandbox.run("sweep", "--campaign", "c", "--resume", *other)
+        assert (code, out) == (2, "")
+        assert "--resume goes on with the stored sweep; --" in err
+        assert "another --campaign NAME" in err
+    sandbox.fake_sweep("fake", replicates=1)
+    assert "sweep.yaml would change it" in sandbox.run("sweep", sweep, "--resume")[2]
+    assert path.read_text() == before
+    assert sandbox.run("sweep", "--resume", "-r", "2", "--max-time", "5m", "--max-failures", "1")[0] == 0
+    stored, again = json.loads(before), json.loads(path.read_text())
+    assert again["sweep"] == {**stored["sweep"], "max_time_s": 300.0, "max_failures": 1}
+    assert again["plan"] == stored["plan"]
+
+
+def test_resume_of_a_campaign_that_never_began(sandbox: Sandbox) -> None:
+    code, _, err = sandbox.run("sweep", sandbox.fake_sweep("fake"), "--resume", "--campaign", "c")
+    assert code == 2
+    assert "results/c has no campaign.json" in err
+    assert "try: without --resume" in err
+    assert not (sandbox.directory / "results").exists()
+
+
+def test_the_command_that_goes_on_is_complete(sandbox: Sandbox) -> None:
+    sandbox.write("my lab.yaml", "devices: {pc1: {connector: local, threads: 1}}")
+    places = ["--devices", "my lab.yaml", "--results", "elsewhere", "--reports", "out", "--device", "pc[1]"]
+    sweep = sandbox.fake_sweep("fake:exit", replicates=2)
+    code, _, err = sandbox.run("sweep", sweep, "--campaign", "c", "--max-failures", "1", *places)
+    assert code == 3
+    command = (
+        "stbench sweep --resume --campaign c "
+        "--devices 'my lab.yaml' --results elsewhere --reports out --device 'pc[1]'"
+    )
+    assert f"go on with: {command}\n" in err
+    assert f"try: {command} --retry-failed\n" in err
+    code, _, err = sandbox.run(*shlex.split(command)[1:], "--retry-failed", "--max-failures", "9")
+    assert code == 3
+    assert [r.status for r in read_records(sandbox.directory / "elsewhere" / "c").latest()] == ["crashed"] * 2
+
+
 def test_resume_says_that_a_torn_line_was_recovered(sandbox: Sandbox) -> None:
     sandbox.run("sweep", sandbox.fake_sweep("fake", replicates=2), "--campaign", "c")
     path = sandbox.directory / "results" / "c" / "records.jsonl"
@@ -214,6 +264,68 @@ def test_references_are_computed_once(sandbox: Sandbox) -> None:
     assert "reference 1 of" not in sandbox.run("sweep", sweep, "--campaign", "b")[2]
 
 
+@pytest.mark.parametrize("damage", ["cut", "not text", "of another model"])
+def test_a_damaged_cached_reference_is_computed_again(sandbox: Sandbox, damage: str) -> None:
+    sweep = sandbox.fake_sweep("fake", "fake:noise", replicates=1)
+    sandbox.run("sweep", sweep, "--references-only")
+    first, second = sorted((sandbox.directory.parent / "cache" / "stbench" / "references").glob("*.json"))
+    whole = first.read_bytes()
+    wrong = {"cut": whole[:-40], "not text": b"\xff\0", "of another model": second.read_bytes()}
+    first.write_bytes(wrong[damage])
+    code, _, err = sandbox.run("sweep", sweep, "--campaign", "c")
+    assert code == 0, err
+    assert f"{first.name}: the reference {first.stem} " in " ".join(err.split())
+    assert "it is removed and computed again" in " ".join(err.split())
+    assert "reference 1 of 1" in err
+    assert first.read_bytes() == whole
+    assert [r.check.verdict for r in records(sandbox) if r.check] == ["ok", "ok"]
+
+
+def test_a_reference_that_cannot_be_computed_leaves_outputs_unchecked(
+    sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = Agent.run
+
+    def fails_on_references(agent: Agent, job: JobSpec) -> RunRecord:
+        if job.purpose == "reference":
+            raise AgentError("local: the agent ended with exit code 9")
+        return run(agent, job)
+
+    monkeypatch.setattr(Agent, "run", fails_on_references)
+    code, _, err = sandbox.run("sweep", sandbox.fake_sweep("fake", replicates=1), "--campaign", "c")
+    assert code == 0, err
+    assert "no reference (local: the agent ended with exit code 9)" in " ".join(err.split())
+    assert [r.check.verdict for r in records(sandbox) if r.check] == ["unchecked"]
+
+
+def test_a_reference_that_cannot_be_kept_leaves_outputs_unchecked(
+    sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(references, "write_text", full)
+    code, _, err = sandbox.run("sweep", sandbox.fake_sweep("fake", replicates=1), "--campaign", "c")
+    assert code == 0, err
+    assert "No space left on device" in " ".join(err.split())
+    assert [r.check.verdict for r in records(sandbox) if r.check] == ["unchecked"]
+
+
+def test_a_reference_is_on_the_disk_before_it_has_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[list[str]] = []
+    fsync = os.fsync
+
+    def watched(handle: int) -> None:
+        fsync(handle)
+        synced.append(sorted(path.name for path in tmp_path.iterdir()))
+
+    monkeypatch.setattr(os, "fsync", watched)
+    references.References(tmp_path).store(Reference("k", "d", []))
+    assert synced == [["k.json.part"], ["k.json"]], "the file, then its directory"
+
+
 def test_references_only_measures_nothing(sandbox: Sandbox) -> None:
     sweep = sandbox.fake_sweep("fake", "fake:noise", replicates=3)
     code, out, _ = sandbox.run("sweep", sweep, "--references-only")
@@ -241,6 +353,20 @@ def test_plan_measures_nothing(sandbox: Sandbox) -> None:
     dry = sandbox.run("sweep", sweep, "--campaign", "c", "--dry-run", "--json")
     assert dry[:2] == sandbox.run("plan", sweep, "--campaign", "c", "--json")[:2]
     assert len(json.loads(dry[1])["order"]) == 6
+
+
+def test_plan_and_dry_run_answer_beside_a_sweep(sandbox: Sandbox) -> None:
+    sweep = sandbox.fake_sweep("fake", replicates=1)
+    lease = sandbox.directory.parent / "cache" / "stbench" / "local.lease"
+    lease.parent.mkdir(parents=True, exist_ok=True)
+    with lease.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        code, _, err = sandbox.run("sweep", sweep)
+        assert code == 4
+        assert "local: this machine is in use by another stbench" in err
+        assert sandbox.run("plan", sweep)[0] == 0
+        assert sandbox.run("sweep", sweep, "--dry-run")[0] == 0
+    assert sandbox.run("sweep", sweep)[0] == 0
 
 
 def test_quiet_leaves_stderr_to_errors(sandbox: Sandbox) -> None:

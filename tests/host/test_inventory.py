@@ -68,6 +68,26 @@ def test_all_errors_at_once_with_their_lines() -> None:
     ]
 
 
+def test_problems_between_keys_and_devices_come_with_all_others() -> None:
+    text = """\
+devices:
+  typo: {prot: 3}
+  on-typo: {extends: typo, connector: ssh, enabled: false}
+  no-host: {connector: ssh, enabled: false}
+  a: {extends: b}
+  b: {extends: a}
+  lost: {extends: nowhere, connector: ssh}
+"""
+    assert problems(text) == [
+        "devices.yaml:2: devices.typo.prot: unknown key; did you mean port?",
+        "devices.yaml:4: devices.no-host: a device with connector: ssh needs the key host",
+        "devices.yaml:5: devices.a.extends: goes in a circle: a -> b -> a",
+        "devices.yaml:6: devices.b.extends: goes in a circle: b -> a -> b",
+        'devices.yaml:7: devices.lost.extends: unknown device "nowhere"; known: '
+        "typo, on-typo, no-host, a, b, lost",
+    ], "what rests on a device that cannot be read is not judged"
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [

@@ -32,7 +32,8 @@ def test_killed_twenty_times_and_resumed(sandbox: Sandbox) -> None:
     chance = random.Random(20)
     killed = grew = stored = 0
     while killed < KILLS:
-        running = sandbox.start("sweep", sweep, "--campaign", "killed", "--resume")
+        begun = (sandbox.directory / "results" / "killed" / "campaign.json").exists()
+        running = sandbox.start("sweep", sweep, "--campaign", "killed", *["--resume"] * begun)
         try:
             # Starting takes about 0.7 s of it; a job about 0.15.
             running.communicate(timeout=chance.uniform(0.2, 2.2))

@@ -153,14 +153,48 @@ for line in running.lines():
             os.kill(pid, signal.SIGKILL)
 
 
-def test_the_device_is_taken_once(connector: LocalConnector) -> None:
+def test_the_machine_is_taken_once_whatever_its_devices_are_called(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    code = """
+import sys
+from stbench.connectors.local import LocalConnector
+from stbench.inventory import Device
+connectors = [LocalConnector(Device(name)) for name in ("a", "b")]
+for connector in connectors:
     connector.connect()
-    other = LocalConnector(connector.device)
-    with pytest.raises(BusyError, match=rf"local: in use by another stbench \(process {os.getpid()}\)"):
+connectors[0].close()
+print("taken", flush=True)
+sys.stdin.readline()
+connectors[1].close()
+print("given back", flush=True)
+sys.stdin.readline()
+"""
+    holder = subprocess.Popen(
+        [sys.executable, "-c", code], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert holder.stdin is not None
+    assert holder.stdout is not None
+    other = LocalConnector(Device("c", work_dir=str(tmp_path / "elsewhere")))
+    try:
+        assert holder.stdout.readline() == "taken\n"
+        since = r"since \d{4}-\d\d-\d\d \d\d:\d\d:\d\d"
+        with pytest.raises(
+            BusyError,
+            match=rf"^c: this machine is in use by another stbench \(process {holder.pid} {since}\)$",
+        ):
+            other.connect()
+        other.connect(lease=False)
+        other.close()
+        holder.stdin.write("\n")
+        holder.stdin.flush()
+        assert holder.stdout.readline() == "given back\n"
         other.connect()
-    connector.close()
-    other.connect()
-    other.close()
+        other.close()
+    finally:
+        holder.communicate("\n")
+    assert holder.returncode == 0
 
 
 def test_files(connector: LocalConnector) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from stbench import build, catalogue, prepare
+from stbench import build, catalogue, prepare, references
 from stbench.agent import sbr
 from stbench.agent.wire import JobSpec, ModelRef, Reference, ReferencePosition, Settings, Workload, to_json
 from stbench.agentclient import Agent
@@ -278,13 +278,19 @@ def test_a_reference_file_that_is_damaged_or_another_model_s(tmp_path: Path) -> 
     References(tmp_path).store(reference(JOB))
     path = tmp_path / f"{References.key_of(JOB)}.json"
     whole = path.read_text()
-    path.write_text(whole.replace("d1", "d9"))
-    with pytest.raises(InputError, match="is of another model"):
+    for damaged, why in ((whole.replace("d1", "d9"), "is of another model"), (whole[:-9], "cannot be read")):
+        path.write_text(damaged)
+        said: list[str] = []
+        assert References(tmp_path).lookup(JOB, said.append) is None
+        assert why in said[0]
+        assert str(path) in said[0]
+        assert not path.exists()
+
+
+def test_a_damaged_shipped_reference_is_an_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(references, "_shipped", lambda key: b"{}")
+    with pytest.raises(InputError, match="cannot be read"):
         References(tmp_path).lookup(JOB)
-    path.write_text(whole[:-9])
-    with pytest.raises(InputError, match="cannot be read") as caught:
-        References(tmp_path).lookup(JOB)
-    assert str(path) in caught.value.hint
 
 
 def test_a_reference_job_is_scalar_and_has_more_time() -> None:

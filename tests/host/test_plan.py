@@ -12,7 +12,7 @@ from stbench import catalogue
 from stbench.agent.wire import DeviceFacts, ModelRef, to_json
 from stbench.errors import SweepError
 from stbench.inventory import Device
-from stbench.plan import DeviceModel, Plan, Target, build_plan
+from stbench.plan import GUESS_READ, DeviceModel, Plan, Target, build_plan
 from stbench.sweep import Sweep, Traits, build_sweep
 
 FACTS = DeviceFacts(
@@ -194,6 +194,23 @@ def test_disk_and_time() -> None:
         for switches in ("dense", "sparse+lmhead")
     )
     assert sparse < dense
+
+
+@pytest.mark.parametrize(("requantise_down", "skipped"), [(False, 1), (True, 2)])
+def test_a_standard_layout_skips_only_where_rows_are_neurons(requantise_down: bool, skipped: int) -> None:
+    """Up always; down only when it is turned neuron-major at load. Gate is read in full either way."""
+    name = "smallthinker-4b:standard"
+    sweep = build_sweep(
+        {"models": name, "sparse_ffn": "on,off", "gen": "100", "requantise_down": requantise_down}
+    )
+    found = build_plan(replace(sweep, replicates=1), [target(name)], "c")
+    guesses = {job.settings.sparse_ffn: found.guess_s[job.id] for job in found.jobs}
+    spec = catalogue.lookup(name).spec
+    q4_0_bytes = 18 / 32
+    matrix = spec.n_expert_used * spec.n_embd * spec.n_ff * q4_0_bytes
+    saved = skipped * matrix * sum(share / 1000 for share in spec.zero_share)
+    tokens = 100 + sweep.warmup_tokens
+    assert guesses[False] - guesses[True] == pytest.approx(tokens * saved / (4 * GUESS_READ))
 
 
 def test_jobs_carry_what_the_agent_needs() -> None:

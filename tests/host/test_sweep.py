@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stbench.errors import SweepError, UsageError
+from stbench.errors import InputError, SweepError, UsageError
 from stbench.sweep import (
     PRESETS,
     PUBLISHED_PROMPT_TOKENS,
@@ -18,6 +18,7 @@ from stbench.sweep import (
     build_sweep,
     expand,
     parse_range,
+    resumed_sweep,
     sweep_from_json,
     workload_label,
 )
@@ -136,6 +137,16 @@ def test_all_errors_of_file_and_options_at_once() -> None:
     ]
 
 
+def test_errors_name_options_as_they_are_typed() -> None:
+    with pytest.raises(SweepError) as caught:
+        build_sweep({"sparse_lm_head": "x_y", "lm_head_threshold": 1e10, "n_batch": 0})
+    assert sorted(caught.value.problems) == [
+        "--batch: expected at least 1, got 0",
+        "--lm-head-threshold: expected at most 1000000000, got 10000000000.0",
+        '--sparse-lm-head: expected on, off or both, got "x_y"',
+    ]
+
+
 @pytest.mark.parametrize(("text", "seconds"), [("90", 90), ("90s", 90), ("1.5m", 90), ("2h", 7200), (5, 5)])
 def test_durations(text: object, seconds: float) -> None:
     assert build_sweep({"max_time": text}).max_time_s == seconds
@@ -175,3 +186,68 @@ def test_a_stored_sweep_comes_back() -> None:
     sweep = build_sweep({"preset": "quick", "threads": "1,2", "filter": "a,b", "max_time": "1h", "seed": 5})
     stored = json.loads(json.dumps(dataclasses.asdict(sweep)))
     assert sweep_from_json(stored, Path("x")) == sweep
+
+
+@pytest.mark.parametrize(
+    "changes", [{"workloads": [[1, 2]]}, {"workloads": [1]}, {"workloads": None}, {"unknown": 1}]
+)
+def test_what_is_no_stored_sweep(changes: dict[str, object]) -> None:
+    stored = {**dataclasses.asdict(build_sweep({})), **changes}
+    with pytest.raises(InputError, match="x: the stored sweep cannot be read"):
+        sweep_from_json(stored, Path("x"))
+
+
+STORED = {"preset": "quick", "replicates": 2, "prompt_gen": "39,8", "depth": "0,16", "max_time": "1h"}
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        STORED,
+        {"preset": "quick"},
+        {"prompt_gen": "39,8"},
+        {"models": "smallthinker-4b,qwen3-0.6b,qwen3-1.7b", "sparse_ffn": "on,off"},
+    ],
+)
+def test_options_that_say_what_is_stored_may_stand_beside_resume(options: dict[str, object]) -> None:
+    stored = build_sweep(STORED)
+    assert resumed_sweep(stored, options, None) == stored
+
+
+def test_limits_may_be_given_anew() -> None:
+    stored = build_sweep(STORED)
+    found = resumed_sweep(stored, {"max_time": "5m", "max_failures": 3}, None)
+    assert found == dataclasses.replace(stored, max_time_s=300.0, max_failures=3)
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({"preset": "published-4b"}, "--preset"),
+        ({"replicates": 3}, "--replicates"),
+        ({"gen": "8"}, "--gen"),
+        ({"gen": "8", "prompt_gen": "39,8"}, "--prompt-gen, --gen"),
+        ({"depth": "0"}, "--depth"),
+        ({"n_batch": 8, "sparse_lm_head": "on", "seed": 0}, "--sparse-lm-head, --batch"),
+        ({"threads": "1"}, "--threads"),
+        ({"gen": "9999"}, "--gen"),
+    ],
+)
+def test_other_axes_beside_resume_are_refused(options: dict[str, object], named: str) -> None:
+    with pytest.raises(
+        UsageError, match=r"--resume goes on with the stored sweep; .* would change it"
+    ) as caught:
+        resumed_sweep(build_sweep(STORED), options, None)
+    said = str(caught.value).partition("; ")[2].removesuffix(" would change it")
+    assert sorted(said.split(", ")) == sorted(named.split(", "))
+    assert "another --campaign NAME" in caught.value.hint
+
+
+def test_a_sweep_file_beside_resume_must_be_the_stored_one(tmp_path: Path) -> None:
+    path = tmp_path / "s.yaml"
+    path.write_text("models: a\ngen: 8\nreplicates: 7\n")
+    stored = build_sweep({"replicates": 2}, path.read_bytes())
+    assert resumed_sweep(stored, {"replicates": 2}, path) == stored
+    with pytest.raises(UsageError, match=r"replicates of .*s\.yaml would change it"):
+        resumed_sweep(stored, {}, path)

@@ -123,7 +123,8 @@ def record(
     **changes: Any,
 ) -> RunRecord:
     """An "ok" record of ``tps`` tokens/s; with another status one that never reached its samples."""
-    known = catalogue.lookup(model).spec if model in catalogue.names() else None
+    entry = catalogue.lookup(model) if model in catalogue.names() else None
+    known = entry.spec if entry else None
     switches = switches_label(ffn, head)
     case = f"{model}/{switches}/t{threads}/{workload_label(n_prompt, n_gen, 0)}"
     reached = status in ("ok", "wrong-output")
@@ -141,7 +142,11 @@ def record(
         started_at=f"2026-01-02T03:{minute:02d}:{replicate:02d}Z",
         wall_s=3.5,
         model=ModelRef(
-            model, f"/cache/{model}.gguf", "d1" * 32 if reached else "", known if synthetic else None
+            model,
+            f"/cache/{model}.gguf",
+            "d1" * 32 if reached else "",
+            known if synthetic else None,
+            entry.profile if entry and synthetic else "",
         ),
         workload=Workload(n_prompt, n_gen, 0, 7),
         settings=Settings(threads=threads, sparse_ffn=ffn, sparse_lm_head=head),

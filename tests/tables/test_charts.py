@@ -24,7 +24,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 def figure(records: list[RunRecord], theme: str = "light") -> Figure:
     table = build_tables(records)[0]
-    return charts.speed_figure(render.tidy([table]), table.title, theme)
+    return charts.speed_figure(render.tidy([table]), table.title, theme, table.profiles)
 
 
 def texts(made: Figure) -> list[str]:
@@ -91,6 +91,16 @@ def test_says_unit_synthetic_and_what_is_left_out() -> None:
     assert "Not measured, left out" in words
     assert "Gemma3n E2B" in words
     assert "interval of the median" in words
+
+
+def test_every_synthetic_profile_is_in_the_caption() -> None:
+    records = table_4b()
+    words = " ".join(" ".join(texts(figure(records))).split())
+    sentences = [note for note in build_tables(records)[0].notes if " is synthetic: " in note]
+    assert len(sentences) == 3
+    assert sum("profile report-5.3: ReLU zeros per layer" in sentence for sentence in sentences) == 1
+    for sentence in sentences:
+        assert sentence in words
 
 
 def test_real_weights_are_not_called_synthetic() -> None:

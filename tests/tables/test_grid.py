@@ -99,11 +99,17 @@ def test_one_wrong_output_takes_the_speed_of_the_cell(how: dict[str, str]) -> No
 
 
 def test_typed_failures_stand_in_the_cell() -> None:
-    for status in ("timeout", "out-of-memory", "crashed", "unsupported", "cancelled", "failed"):
+    for status in ("timeout", "out-of-memory", "crashed", "unsupported", "failed"):
         table = main_table([record(status=status, detail="why not", replicate=i) for i in range(2)])
         assert cell(table).text == status
         assert cell(table).value is None
         assert any(f"2 of 2 replicates: {status} (why not)" in note for note in table.notes)
+
+
+def test_cancelled_runs_are_no_results() -> None:
+    stopped = [record(replicate=i, status="cancelled", detail="stopped by the user") for i in (6, 7)]
+    assert render.json_text(build_tables([*dense(6), *stopped])) == render.json_text(build_tables(dense(6)))
+    assert build_tables(stopped)[0].speed_columns() == []
 
 
 def test_a_partial_failure_keeps_the_number_and_is_marked() -> None:
@@ -152,6 +158,16 @@ def test_rows_that_cannot_be_measured_say_why() -> None:
     meanings = dict(table.legend())
     assert "memory limit" in meanings["m"]
     assert "llama-bench" in meanings["e"]
+
+
+def test_a_model_without_an_architecture_says_so() -> None:
+    table = build_tables([record("smallthinker-21b", ffn=True)])[1]
+    row = {r.label: r.cells[LOCAL] for r in table.rows}
+    assert (row["Qwen3 30B A3B"].text, row["Qwen3 30B A3B"].marks) == ("—", ("a",))
+    assert row["Qwen3 30B A3Blimited memory"].marks == ("m",)
+    assert row["Gemma 3n E4B"].marks == ("e",)
+    assert row["neither (dense)"].text == "not run"
+    assert "Qwen3 mixture-of-experts" in dict(table.legend())["a"]
 
 
 def test_not_run_is_told_from_failed() -> None:

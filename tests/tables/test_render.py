@@ -106,6 +106,19 @@ def test_csv_holds_the_same_numbers_unrounded() -> None:
     assert sum(len(t.rows) * (len(t.columns) - 1) for t in tables) == len(rows)
 
 
+def test_csv_names_the_profile_of_everything_that_rests_on_synthetic_weights() -> None:
+    records = [*table_4b(), *table_4b(device="real", synthetic=False)]
+    rows = list(csv.DictReader(io.StringIO(render.csv_text(build_tables(records, {"local": "rk3588"})))))
+    numbers = [row for row in rows if row["value"]]
+    assert {row["role"] for row in numbers} == {"published", "speed", "ratio", "rss"}
+    for row in numbers:
+        synthetic = row["device"] == "local"
+        assert row["synthetic"] == str(synthetic), row
+        assert bool(row["profile"]) == synthetic, row
+    full = next(r for r in numbers if r["column"] == "measured:local:sbr")
+    assert "ReLU zeros per layer 0.97" in full["profile"]
+
+
 def test_json_holds_the_proof_and_fits_its_shape() -> None:
     text = render.json_text(build_tables(fixed_records()))
     data = json.loads(text)
