@@ -32,7 +32,7 @@ for line in sys.stdin:
                 sbr.describe(library, path, 1 << 40)
             else:
                 with sbr.Model(library, path) as model:
-                    with sbr.Session(library, model, n_ctx=8) as session:
+                    with sbr.Session(model, n_ctx=8) as session:
                         session.decode([0])
             outcome[step] = ["ok", ""]
         except sbr.NativeError as error:

@@ -1,4 +1,4 @@
-// The C interface: the only extern "C" and the only catch. Below here an error is an exception.
+// The C interface: the only extern "C" and the only place where an exception ends. Below here an error is one.
 #include <algorithm>
 #include <cstddef>
 #include <cstdlib>

@@ -13,6 +13,7 @@ namespace sbr {
 namespace {
 
 constexpr uint32_t kMaxThreads = 256;
+constexpr uint32_t kMaxBatch = 4096;
 
 [[noreturn]] void bad_option(const std::string& option, const std::string& problem) {
   throw Error(SBR_ERR_ARGUMENT, "options." + option + " " + problem);
@@ -58,13 +59,15 @@ Switches choose_switches(const Model& model, const sbr_session_options& options)
 }
 
 uint32_t choose_threads(const sbr_session_options& options) {
-  const uint32_t n = options.n_threads != 0 ? options.n_threads : static_cast<uint32_t>(allowed_cpus().size());
-  if (n > kMaxThreads)
-    bad_option("n_threads", "is " + std::to_string(n) + ", more than " + std::to_string(kMaxThreads));
-  return n;
+  if (options.n_threads == 0) return static_cast<uint32_t>(allowed_cpus().size());  // however many there are
+  if (options.n_threads > kMaxThreads)
+    bad_option("n_threads", "is " + std::to_string(options.n_threads) + ", more than " + std::to_string(kMaxThreads));
+  return options.n_threads;
 }
 
 std::vector<uint32_t> choose_cpus(const sbr_session_options& options) {
+  if (options.cpus == nullptr && options.n_cpus != 0)
+    bad_option("cpus", "is NULL, but options.n_cpus is " + std::to_string(options.n_cpus));
   if (options.cpus == nullptr) return {};
   if (options.n_cpus == 0) bad_option("n_cpus", "is 0, but options.cpus is set");
   return std::vector<uint32_t>(options.cpus, options.cpus + options.n_cpus);
@@ -78,7 +81,9 @@ uint32_t choose_context(const sbr_session_options& options) {
 
 uint32_t choose_batch(const sbr_session_options& options) {
   if (options.n_batch == 0) bad_option("n_batch", "is 0");
-  return std::min({options.n_batch, options.n_ctx, 4096u});
+  if (options.n_batch > kMaxBatch)
+    bad_option("n_batch", "is " + std::to_string(options.n_batch) + ", more than " + std::to_string(kMaxBatch));
+  return std::min(options.n_batch, options.n_ctx);
 }
 
 uint32_t choose_kv_type(const sbr_session_options& options) {

@@ -7,6 +7,7 @@ Standard library only. The files are committed; run this again after adding a ca
 
 from __future__ import annotations
 
+import math
 import struct
 import sys
 from collections.abc import Sequence
@@ -95,6 +96,45 @@ def model() -> bytes:
     return header(entries, tensors, data=offset)
 
 
+def whole(architecture: bytes) -> bytes:
+    """A header with everything that a model of one layer needs to be bound."""
+    experts = architecture == b"smallthinker"
+    keys = {
+        "block_count": (U32, 1),
+        "context_length": (U32, 64),
+        "embedding_length": (U32, 32),
+        "feed_forward_length": (U32, 32),
+        "attention.head_count": (U32, 2),
+        "attention.head_count_kv": (U32, 1),
+        "attention.key_length": (U32, 32),
+        "attention.layer_norm_rms_epsilon": (F32, 1e-6),
+        "attention.sliding_window": (U32, 4096 if experts else 0),
+        "expert_count": (U32, 4 if experts else 0),
+        "expert_used_count": (U32, 2 if experts else 0),
+    }
+    entries = [entry(b"general.architecture", STRING, architecture)]
+    entries += [entry(architecture + b"." + k.encode(), kind, v) for k, (kind, v) in keys.items()]
+    matrices = {b"token_embd": [32, 4], b"blk.0.attn_q": [32, 64], b"blk.0.attn_k": [32, 32]}
+    matrices |= {b"blk.0.attn_v": [32, 32], b"blk.0.attn_output": [64, 32]}
+    if experts:
+        matrices |= {b"blk.0.ffn_%s_exps" % name: [32, 32, 4] for name in (b"gate", b"up", b"down")}
+        matrices[b"lm_head_profiler"] = [32 * (32 + 4)]
+    else:
+        matrices |= {b"blk.0.ffn_%s" % name: [32, 32] for name in (b"gate", b"up", b"down")}
+    norms = {b"output_norm": [32], b"blk.0.attn_norm": [32], b"blk.0.ffn_norm": [32]}
+    if experts:
+        norms[b"blk.0.ffn_gate_inp"] = [32, 4]
+    if architecture == b"qwen3":
+        norms |= {b"blk.0.attn_q_norm": [32], b"blk.0.attn_k_norm": [32]}
+    tensors, offset = [], 0
+    for name, shape in {**matrices, **norms}.items():
+        kind, block_bytes = (TYPE_Q4_0, 18) if name in matrices else (TYPE_F32, 128)
+        tensors.append(tensor(name + b".weight", shape, kind, offset))
+        size = math.prod(shape) // 32 * block_bytes
+        offset += size + -size % 32
+    return header(entries, tensors)
+
+
 def cases() -> dict[str, bytes]:
     """Names and contents of all seeds."""
     nested: object = (U8, [1, 2])
@@ -102,11 +142,14 @@ def cases() -> dict[str, bytes]:
         nested = (ARRAY, [nested])
     one = [tensor(b"t", [8], TYPE_F32, 0)]
     every_scalar = [entry(b"k%d" % kind, kind, 1) for kind in FORMATS]
-    whole = model()
+    some = model()
     return {
-        "model": whole,
-        "model-v2": whole[:4] + struct.pack("<I", 2) + whole[8:],
-        "model-cut": whole[: len(whole) // 2],
+        "model": some,
+        "model-v2": some[:4] + struct.pack("<I", 2) + some[8:],
+        "model-cut": some[: len(some) // 2],
+        "whole-smallthinker": whole(b"smallthinker"),
+        "whole-qwen3": whole(b"qwen3"),
+        "whole-llama": whole(b"llama"),
         "scalars": header(every_scalar),
         "arrays": header(
             [entry(b"a", ARRAY, (k, [0, 1])) for k in [U8]] + [entry(b"b", ARRAY, (STRING, []))]

@@ -196,9 +196,11 @@ static void test_session_options(const sbr_model* model) {
   BAD(struct_size, 0, SBR_ERR_ARGUMENT, "struct_size");
   BAD(n_threads, 100000, SBR_ERR_ARGUMENT, "n_threads");
   BAD(cpus, cpus, SBR_ERR_ARGUMENT, "n_cpus");
+  BAD(n_cpus, 2, SBR_ERR_ARGUMENT, "cpus is NULL");
   BAD(isa, 12345, SBR_ERR_UNSUPPORTED, "isa");
   BAD(n_ctx, 0, SBR_ERR_ARGUMENT, "n_ctx");
   BAD(n_batch, 0, SBR_ERR_ARGUMENT, "n_batch");
+  BAD(n_batch, 4097, SBR_ERR_ARGUMENT, "n_batch");
   BAD(kv_type, SBR_TYPE_Q8_0, SBR_ERR_ARGUMENT, "kv_type");
   BAD(lm_head_threshold, NAN, SBR_ERR_ARGUMENT, "lm_head_threshold");
   BAD(lm_head_skipped, 2, SBR_ERR_ARGUMENT, "lm_head_skipped");

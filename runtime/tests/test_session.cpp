@@ -1,8 +1,11 @@
 // Several sessions on one model, rewinding, cancelling from another thread, and what loading refuses.
+#include <sys/mman.h>
+
 #include <atomic>
 #include <chrono>
 #include <fstream>
 #include <iterator>
+#include <new>
 #include <thread>
 
 #include "base/error.h"
@@ -140,10 +143,14 @@ std::string replaced(std::string bytes, const std::string& from, const std::stri
 
 bool contains(const std::string& text, const std::string& part) { return text.find(part) != std::string::npos; }
 
+std::string file_bytes(const TinyModel& model) {
+  std::ifstream file(model.path(), std::ios::binary);
+  return {std::istreambuf_iterator<char>(file), std::istreambuf_iterator<char>()};
+}
+
 void test_loading_refuses() {
   const TinyModel model(tiny_smallthinker(SBR_TYPE_Q4_0, true));
-  std::ifstream file(model.path(), std::ios::binary);
-  const std::string bytes((std::istreambuf_iterator<char>(file)), std::istreambuf_iterator<char>());
+  const std::string bytes = file_bytes(model);
   int32_t status = 0;
 
   std::string sentence = refusal(replaced(bytes, "general.architecture", "general.architectura"), &status);
@@ -174,6 +181,100 @@ void test_loading_refuses() {
   EXPECT(status == SBR_ERR_FORMAT && contains(sentence, "tiny-changed.gguf"));
 }
 
+// Another value for a key that holds a uint32.
+std::string with_count(std::string bytes, const std::string& key, uint32_t value) {
+  const std::string entry = key + std::string("\4\0\0\0", 4);
+  const size_t at = bytes.find(entry);
+  if (EXPECT(at != std::string::npos)) std::memcpy(&bytes[at + entry.size()], &value, sizeof value);
+  return bytes;
+}
+
+std::string raw(uint64_t value, size_t n_bytes) { return {reinterpret_cast<const char*>(&value), n_bytes}; }
+
+// One more key, of this type and these value bytes; a second one keeps the tensors aligned.
+std::string with_key(std::string bytes, const std::string& key, uint32_t type, const std::string& value) {
+  const std::string filler = "filler";
+  std::string added = raw(key.size(), 8) + key + raw(type, 4) + value;
+  const size_t padding = 31 - (added.size() + 8 + filler.size() + 4 + 8 + 31) % 32;
+  added += raw(filler.size(), 8) + filler + raw(8, 4) + raw(padding, 8) + std::string(padding, 'x');
+  uint64_t n_keys = 0;
+  std::memcpy(&n_keys, &bytes[16], 8);
+  return bytes.replace(16, 8, raw(n_keys + 2, 8)).insert(24, added);
+}
+
+// Numbers that would make a product wrap, or a session allocate without bound.
+void test_loading_refuses_hostile_numbers() {
+  const std::string bytes = file_bytes(TinyModel(tiny_smallthinker(SBR_TYPE_Q4_0, true)));
+  int32_t status = 0;
+  // 65537 * 65536 is 65536 modulo 2^32: the matrices of one head.
+  std::string hostile = with_count(bytes, "attention.head_count", 65537);
+  hostile = with_count(hostile, "attention.head_count_kv", 1);
+  hostile = with_count(hostile, "attention.key_length", 65536);
+  hostile = with_count(hostile, "embedding_length", 32);
+  std::string sentence = refusal(hostile, &status);
+  EXPECT(status == SBR_ERR_UNSUPPORTED && contains(sentence, "65537 heads of 65536"));
+
+  sentence = refusal(with_count(bytes, "smallthinker.expert_count", 4097), &status);
+  EXPECT(status == SBR_ERR_UNSUPPORTED && contains(sentence, "expert_count is 4097"));
+  hostile = with_count(with_count(bytes, "smallthinker.expert_count", 300), "expert_used_count", 257);
+  sentence = refusal(hostile, &status);
+  EXPECT(status == SBR_ERR_UNSUPPORTED && contains(sentence, "expert_used_count is 257"));
+}
+
+// What would silently compute another model.
+void test_loading_refuses_ignored_features() {
+  const std::string float_2 = raw(0x40000000, 4), float_1 = raw(0x3F800000, 4);
+  const uint32_t u32 = 4, f32 = 6;
+  int32_t status = 0;
+  for (const std::string architecture : {"llama", "qwen3"}) {
+    const std::string bytes = file_bytes(TinyModel(tiny_spec(architecture.c_str(), SBR_TYPE_Q4_0)));
+    for (const std::string key : {"rope.scale_linear", "rope.scaling.factor", "rope.scaling.attn_factor"}) {
+      const std::string sentence = refusal(with_key(bytes, architecture + "." + key, f32, float_2), &status);
+      EXPECT(status == SBR_ERR_UNSUPPORTED && contains(sentence, key));
+      EXPECT(refusal(with_key(bytes, architecture + "." + key, f32, float_1), &status).empty() && status == SBR_OK);
+    }
+    const std::string window = architecture + ".attention.sliding_window";
+    EXPECT(contains(refusal(with_key(bytes, window, u32, raw(4096, 4)), &status), "attention.sliding_window is 4096"));
+    EXPECT(status == SBR_ERR_UNSUPPORTED);
+    EXPECT(refusal(with_key(bytes, window, u32, raw(0, 4)), &status).empty() && status == SBR_OK);
+    const std::string type = raw(4, 8) + "ya\nn";
+    EXPECT(contains(refusal(with_key(bytes, architecture + ".rope.scaling.type", 8, type), &status), "'ya?n'"));
+    EXPECT(status == SBR_ERR_UNSUPPORTED);
+  }
+  const std::string bytes = file_bytes(TinyModel(tiny_smallthinker(SBR_TYPE_Q4_0, true)));
+  const std::string window = "smallthinker.attention.sliding_window";
+  EXPECT(contains(refusal(with_key(bytes, window, u32, raw(512, 4)), &status), window + " is 512"));
+  EXPECT(status == SBR_OK);
+  EXPECT(refusal(with_key(bytes, window, u32, raw(4096, 4)), &status).empty() && status == SBR_OK);
+}
+
+// A cache that no machine holds is refused when its pages are to be resident, not met by the kernel's killer.
+void test_impossible_cache() {
+  sbr_synth_spec spec = tiny_spec("llama", SBR_TYPE_Q4_0);
+  spec.n_layer = 8;
+  spec.n_embd = 32;
+  spec.n_head = spec.n_head_kv = 64;
+  spec.head_dim = 128;
+  const TinyModel model(spec);
+  sbr_session_options options = session_options();
+  options.n_ctx = 1u << 24;
+  options.kv_type = SBR_TYPE_F32;
+  options.kv_touch = 1;
+  const size_t bytes = size_t{2} * 4 * 8 * 64 * 128 << 24;
+  void* map = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  if (map != MAP_FAILED) {  // a system that promises any amount: nothing can be refused
+    munmap(map, bytes);
+    return;
+  }
+  bool refused = false;
+  try {
+    sbr::Session session(model.get(), options);
+  } catch (const std::bad_alloc&) {
+    refused = true;
+  }
+  EXPECT(refused);
+}
+
 void test_unsupported_switches() {
   const TinyModel model(tiny_spec("llama", SBR_TYPE_Q8_0));
   for (int i = 0; i < 2; ++i) {
@@ -202,6 +303,9 @@ int main() {
   test_cancel_while_running();
   test_top_k();
   test_loading_refuses();
+  test_loading_refuses_hostile_numbers();
+  test_loading_refuses_ignored_features();
+  test_impossible_cache();
   test_unsupported_switches();
   return finish("test_session");
 }

@@ -1,4 +1,5 @@
 // The pool under more threads than cores, at every size, and its errors. Run under TSan too (preset tsan).
+#include <pthread.h>
 #include <sched.h>
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -89,6 +90,23 @@ void test_pinning() {
   EXPECT(sbr::allowed_cpus() == before);
 }
 
+// No machine has a stack of 16 TB per thread to give.
+void test_threads_refused() {
+  const std::vector<uint32_t> before = sbr::allowed_cpus();
+  pthread_attr_t usual, huge;
+  EXPECT(pthread_getattr_default_np(&usual) == 0 && pthread_attr_init(&huge) == 0);
+  EXPECT(pthread_attr_setstacksize(&huge, size_t{1} << 44) == 0 && pthread_setattr_default_np(&huge) == 0);
+  try {
+    sbr::ThreadPool pool(4, {before.back()});
+    EXPECT(!"threads with impossible stacks were started");
+  } catch (const sbr::Error& error) {
+    EXPECT(error.status() == SBR_ERR_MEMORY);
+    EXPECT(std::string(error.what()).find("4 threads") != std::string::npos);
+  }
+  EXPECT(pthread_setattr_default_np(&usual) == 0);
+  EXPECT(sbr::allowed_cpus() == before);
+}
+
 }  // namespace
 
 int main() {
@@ -96,5 +114,6 @@ int main() {
   test_sleep_and_wake();
   test_thread_ids();
   test_pinning();
+  test_threads_refused();
   return sbr_test::finish("test_thread_pool");
 }

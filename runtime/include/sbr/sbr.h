@@ -62,7 +62,7 @@ SBR_API const char* sbr_build_info(void);
 enum {
   SBR_ISA_AUTO = 0, /* the best one that this CPU supports */
   SBR_ISA_SCALAR = 1,
-  SBR_ISA_AVX2 = 10, /* AVX2 + FMA + F16C */
+  SBR_ISA_AVX2 = 10,       /* AVX2 + FMA + F16C */
   SBR_ISA_AVX512VNNI = 20, /* AVX-512 F, BW, VL, DQ, VNNI */
   SBR_ISA_NEON = 40,
   SBR_ISA_NEON_DOTPROD = 50
@@ -71,10 +71,10 @@ enum {
 typedef struct sbr_isa_info {
   uint32_t struct_size;
   uint32_t isa;
-  uint32_t supported;   /* 1: this CPU and kernel can run it */
-  uint32_t is_auto;     /* 1: SBR_ISA_AUTO means this one here */
-  char name[24];        /* what a person types: "avx512vnni" */
-  char requires_[72];   /* CPU features, comma separated */
+  uint32_t supported; /* 1: this CPU and kernel can run it */
+  uint32_t is_auto;   /* 1: SBR_ISA_AUTO means this one here */
+  char name[24];      /* what a person types: "avx512vnni" */
+  char requires_[72]; /* CPU features, comma separated */
 } sbr_isa_info;
 
 /* Instruction sets compiled into this library, best last. */
@@ -102,8 +102,7 @@ enum {
  *  "tensors": [{"name", "type", "shape": [ne0, ...], "offset", "bytes"}, ...]}.
  * Bytes that are not UTF-8 become U+FFFD. Loads no weights; needs no supported architecture.
  * *json is owned by the caller: sbr_string_free. */
-SBR_API sbr_status sbr_gguf_describe(const char* path, uint64_t max_array_items, char** json,
-                                     sbr_error* error);
+SBR_API sbr_status sbr_gguf_describe(const char* path, uint64_t max_array_items, char** json, sbr_error* error);
 SBR_API void sbr_string_free(char* string);
 
 /* ---- models -------------------------------------------------------------------------------- */
@@ -112,10 +111,10 @@ typedef struct sbr_model sbr_model;
 
 /* What the file's expert down matrices are, and what the model holds. */
 enum {
-  SBR_DOWN_NONE = 0,        /* the model has no ReLU experts: nothing can be skipped */
-  SBR_DOWN_STANDARD = 1,    /* [F,D] per expert: skipping works in gate/up only */
-  SBR_DOWN_TRANSPOSED = 2,  /* [D,F] per expert, as in the file: skipping works in down too */
-  SBR_DOWN_REQUANTISED = 3  /* standard in the file, transposed and re-quantised (lossy) at load */
+  SBR_DOWN_NONE = 0,       /* the model has no ReLU experts: nothing can be skipped */
+  SBR_DOWN_STANDARD = 1,   /* [F,D] per expert: skipping works in gate/up only */
+  SBR_DOWN_TRANSPOSED = 2, /* [D,F] per expert, as in the file: skipping works in down too */
+  SBR_DOWN_REQUANTISED = 3 /* standard in the file, transposed and re-quantised (lossy) at load */
 };
 
 /* How weights reach memory. */
@@ -138,20 +137,23 @@ typedef struct sbr_model_info {
   uint32_t n_head;
   uint32_t n_head_kv;
   uint32_t head_dim;
-  uint32_t n_ff;          /* width of the dense FFN, or of one expert */
-  uint32_t n_expert;      /* 0: dense FFN */
+  uint32_t n_ff;     /* width of the dense FFN, or of one expert */
+  uint32_t n_expert; /* 0: dense FFN */
   uint32_t n_expert_used;
   uint32_t n_vocab;
   uint32_t n_ctx_train;
-  uint32_t sliding_window; /* 0: full attention everywhere */
-  uint32_t down_layout;    /* SBR_DOWN_* */
+  uint32_t sliding_window;         /* 0: full attention everywhere */
+  uint32_t down_layout;            /* SBR_DOWN_* */
   uint32_t lm_head_predictor_rank; /* 0: the file has no predictor */
-  uint32_t tied_output;    /* 1: token_embd is the output matrix */
-  uint32_t relu;           /* 1: the FFN's activation is ReLU */
-  uint64_t n_params;        /* all */
-  uint64_t n_params_active; /* used for one token: of the experts only n_expert_used, embedding row once */
+  uint32_t tied_output;            /* 1: token_embd is the output matrix */
+  uint32_t relu;                   /* 1: the FFN's activation is ReLU */
+  uint64_t n_params;               /* all */
+  /* Used for one token: of the experts only n_expert_used, of token_embd one row unless it is also the output matrix,
+   * the whole output matrix, norms and routers; the lm_head predictor is left out. A shape's count: neither sparsity
+   * nor skipped lm_head rows lower it. */
+  uint64_t n_params_active;
   uint64_t file_bytes;
-  uint64_t weight_bytes;    /* sum over tensors */
+  uint64_t weight_bytes; /* sum over tensors */
   char architecture[32];
   char name[96];
 } sbr_model_info;
@@ -159,10 +161,11 @@ typedef struct sbr_model_info {
 /* Fills defaults (mmap, no re-quantisation, no populate) and struct_size. */
 SBR_API void sbr_model_options_init(sbr_model_options* options);
 
-/* Loads a model. `options` may be NULL. Errors: IO, FORMAT, UNSUPPORTED (architecture or tensor
- * type, naming those supported), MEMORY. */
-SBR_API sbr_status sbr_model_load(const char* path, const sbr_model_options* options,
-                                  sbr_model** model, sbr_error* error);
+/* Loads a model. `options` may be NULL. With SBR_LOAD_MMAP the file must stay as it is while the model lives: one that
+ * shrinks raises SIGBUS where a lost page is read, and so does one that shrinks while it is loaded. Errors: IO, FORMAT,
+ * UNSUPPORTED (architecture or tensor type, naming those supported), MEMORY. */
+SBR_API sbr_status sbr_model_load(const char* path, const sbr_model_options* options, sbr_model** model,
+                                  sbr_error* error);
 
 /* Frees a model. Its sessions must be gone. NULL is fine. */
 SBR_API void sbr_model_free(sbr_model* model);
@@ -184,12 +187,12 @@ enum {
 
 typedef struct sbr_session_options {
   uint32_t struct_size;
-  uint32_t n_threads;       /* 0: one per CPU that the process may use */
-  const uint32_t* cpus;     /* thread i is pinned to cpus[i % n_cpus]; NULL: not pinned */
+  uint32_t n_threads;   /* 0: one per CPU that the process may use; else at most 256 */
+  const uint32_t* cpus; /* thread i is pinned to cpus[i % n_cpus]; NULL (n_cpus 0): not pinned */
   uint32_t n_cpus;
   uint32_t isa;             /* SBR_ISA_* */
   uint32_t n_ctx;           /* KV cache capacity, tokens */
-  uint32_t n_batch;         /* most tokens evaluated together in prefill */
+  uint32_t n_batch;         /* most tokens evaluated together in prefill, at most 4096; lowered to n_ctx if above */
   uint32_t kv_type;         /* SBR_TYPE_F16 or SBR_TYPE_F32 */
   uint32_t kv_touch;        /* 1: write every KV page at creation, so that it is resident */
   uint32_t sparse_ffn;      /* 1: skip neurons whose ReLU output is zero (exact) */
@@ -202,8 +205,8 @@ typedef struct sbr_session_options {
 /* How far the sparse FFN reaches, as effective. */
 enum {
   SBR_SPARSE_OFF = 0,
-  SBR_SPARSE_GATE_UP = 1,  /* up rows are skipped, down is dense */
-  SBR_SPARSE_FULL = 2      /* up and down rows are skipped */
+  SBR_SPARSE_GATE_UP = 1, /* up rows are skipped, down is dense */
+  SBR_SPARSE_FULL = 2     /* up and down rows are skipped */
 };
 
 typedef struct sbr_session_info {
@@ -213,12 +216,13 @@ typedef struct sbr_session_info {
   uint32_t n_ctx;
   uint32_t n_batch;
   uint32_t kv_type;
-  uint32_t sparse_ffn;      /* SBR_SPARSE_* */
+  uint32_t sparse_ffn; /* SBR_SPARSE_* */
   uint32_t sparse_lm_head;
   float lm_head_threshold;
-  uint32_t n_past;          /* tokens in the KV cache */
-  uint64_t kv_bytes;        /* allocated */
-  uint64_t scratch_bytes;   /* other buffers of the session */
+  uint32_t n_past;        /* tokens in the KV cache */
+  uint64_t kv_bytes;      /* allocated */
+  uint64_t scratch_bytes; /* activations, logits and per-thread buffers, as allocated; without the KV cache, the
+                           * experts' plan, counters and thread stacks */
 } sbr_session_info;
 
 /* Fills defaults (1 thread, auto ISA, n_ctx 4096, n_batch 64, f16 KV, dense, threshold 0, phase
@@ -227,16 +231,15 @@ SBR_API void sbr_session_options_init(sbr_session_options* options);
 
 /* Creates a session and its threads. Errors: ARGUMENT (with the option's name), UNSUPPORTED (ISA not
  * available here, sparse_ffn without ReLU experts, sparse_lm_head without predictor), MEMORY. */
-SBR_API sbr_status sbr_session_create(const sbr_model* model, const sbr_session_options* options,
-                                      sbr_session** session, sbr_error* error);
+SBR_API sbr_status sbr_session_create(const sbr_model* model, const sbr_session_options* options, sbr_session** session,
+                                      sbr_error* error);
 SBR_API void sbr_session_free(sbr_session* session);
-SBR_API sbr_status sbr_session_get_info(const sbr_session* session, sbr_session_info* out,
-                                        sbr_error* error);
+SBR_API sbr_status sbr_session_get_info(const sbr_session* session, sbr_session_info* out, sbr_error* error);
 
 /* Operating-system thread ids of the session's threads, thread 0 being the caller of prefill/decode
  * (reported as the id of the thread that created the session). Writes min(capacity, n_threads). */
-SBR_API sbr_status sbr_session_thread_ids(const sbr_session* session, int32_t* ids,
-                                          uint32_t capacity, uint32_t* n_threads, sbr_error* error);
+SBR_API sbr_status sbr_session_thread_ids(const sbr_session* session, int32_t* ids, uint32_t capacity,
+                                          uint32_t* n_threads, sbr_error* error);
 
 /* Forgets tokens from position n_past on; n_past must be <= the present position. */
 SBR_API sbr_status sbr_session_rewind(sbr_session* session, uint32_t n_past, sbr_error* error);
@@ -257,14 +260,15 @@ enum {
   SBR_LOGITS_ALL = 2   /* logits[n_tokens][n_vocab] */
 };
 
-/* Evaluates n_tokens in batches of at most n_batch, appending to the KV cache. The lm_head is always
+/* Evaluates n_tokens in batches of n_batch (sbr_session_info's, which may be below the option's), the last one shorter,
+ * appending to the KV cache. The lm_head is always
  * dense here and is not run at all with SBR_LOGITS_NONE. `batches` (NULL, or room for
  * ceil(n_tokens / n_batch)) receives when each batch began and ended.
- * On failure the position is where it was before the call.
+ * On failure the position is where it was before the call; a cancelled call may have written part of `logits` and
+ * `batches`.
  * Errors: ARGUMENT (token outside the vocabulary), STATE (context full), CANCELLED. */
-SBR_API sbr_status sbr_prefill(sbr_session* session, const int32_t* tokens, uint32_t n_tokens,
-                               uint32_t logits_mode, float* logits, sbr_interval* batches,
-                               sbr_error* error);
+SBR_API sbr_status sbr_prefill(sbr_session* session, const int32_t* tokens, uint32_t n_tokens, uint32_t logits_mode,
+                               float* logits, sbr_interval* batches, sbr_error* error);
 
 /* Copies made outside the timed intervals while decoding: step steps[i] (ascending, < n_tokens) fills
  * logits[i][n_vocab] and, when not NULL and the lm_head is sparse, scores[i][n_vocab] (the
@@ -279,35 +283,37 @@ typedef struct sbr_capture {
 
 /* Teacher-forced decode: evaluates tokens one by one, each with its logits. times[i] (NULL, or
  * [n_tokens]) is the interval of step i, lm_head included. `capture` may be NULL.
+ * A cancelled call may have written part of `times` and of the capture; the position is where it was before the call.
  * Sampling is the caller's: decode one token at a time with a capture of step 0. */
-SBR_API sbr_status sbr_decode(sbr_session* session, const int32_t* tokens, uint32_t n_tokens,
-                              sbr_interval* times, const sbr_capture* capture, sbr_error* error);
+SBR_API sbr_status sbr_decode(sbr_session* session, const int32_t* tokens, uint32_t n_tokens, sbr_interval* times,
+                              const sbr_capture* capture, sbr_error* error);
 
 /* ---- counters ------------------------------------------------------------------------------ */
 
 /* Sums since creation or the last reset, prefill and decode together (reset between them to tell
- * them apart). Bytes are what the kernels were asked to read, not what a cache missed. */
+ * them apart). Bytes are what the kernels were asked to read, not what a cache missed.
+ * In a batch a weight row counts once, however many of its tokens use it (embedding rows: once per token). */
 typedef struct sbr_counters {
   uint32_t struct_size;
   uint32_t n_layer;
   uint64_t tokens;
-  uint64_t weight_bytes;       /* the sum of the five below */
+  uint64_t weight_bytes; /* the sum of the five below */
   uint64_t embedding_bytes;
-  uint64_t attention_bytes;    /* norms, q, k, v, output */
+  uint64_t attention_bytes; /* norms, q, k, v, output */
   uint64_t router_bytes;
   uint64_t ffn_bytes;
-  uint64_t lm_head_bytes;      /* predictor included */
-  uint64_t kv_bytes_read;
+  uint64_t lm_head_bytes; /* predictor included */
+  uint64_t kv_bytes_read; /* each K and V head once per token, shared by its q heads */
   uint64_t kv_bytes_written;
-  uint64_t neurons_examined;   /* gate outputs computed */
-  uint64_t neurons_active;     /* of these, > 0 (ReLU models; else equal to examined) */
-  uint64_t lm_head_rows;       /* output rows computed */
-  uint64_t ns_total;           /* the ns_* are of thread 0: wall time of its share of each phase */
+  uint64_t neurons_examined; /* gate outputs computed */
+  uint64_t neurons_active;   /* of these, > 0 (ReLU models; else equal to examined) */
+  uint64_t lm_head_rows;     /* output rows computed */
+  uint64_t ns_total;         /* the ns_* are of thread 0: wall time of its share of each phase */
   uint64_t ns_attention;
   uint64_t ns_router;
   uint64_t ns_ffn;
   uint64_t ns_lm_head;
-  uint64_t ns_barrier;         /* waiting for other threads, in whichever phase */
+  uint64_t ns_barrier; /* waiting for other threads, in whichever phase and at a step's end */
 } sbr_counters;
 
 typedef struct sbr_layer_counters {
@@ -317,14 +323,12 @@ typedef struct sbr_layer_counters {
   uint64_t neurons_active;
 } sbr_layer_counters;
 
-SBR_API sbr_status sbr_session_get_counters(const sbr_session* session, sbr_counters* out,
-                                            sbr_error* error);
-SBR_API sbr_status sbr_session_get_layer_counters(const sbr_session* session, uint32_t layer,
-                                                  sbr_layer_counters* out, sbr_error* error);
+SBR_API sbr_status sbr_session_get_counters(const sbr_session* session, sbr_counters* out, sbr_error* error);
+SBR_API sbr_status sbr_session_get_layer_counters(const sbr_session* session, uint32_t layer, sbr_layer_counters* out,
+                                                  sbr_error* error);
 /* How often each expert of a layer was selected: counts[n_expert]. */
-SBR_API sbr_status sbr_session_get_expert_counts(const sbr_session* session, uint32_t layer,
-                                                 uint64_t* counts, uint32_t n_expert,
-                                                 sbr_error* error);
+SBR_API sbr_status sbr_session_get_expert_counts(const sbr_session* session, uint32_t layer, uint64_t* counts,
+                                                 uint32_t n_expert, sbr_error* error);
 SBR_API sbr_status sbr_session_reset_counters(sbr_session* session, sbr_error* error);
 
 /* ---- synthetic models ---------------------------------------------------------------------- */
@@ -342,11 +346,11 @@ typedef struct sbr_synth_spec {
   uint32_t n_head_kv;
   uint32_t head_dim;
   uint32_t n_ff;
-  uint32_t n_expert;        /* 0: dense FFN (qwen3, llama) */
+  uint32_t n_expert; /* 0: dense FFN (qwen3, llama) */
   uint32_t n_expert_used;
   uint32_t n_vocab;
   uint32_t n_ctx_train;
-  uint32_t sliding_window;  /* smallthinker: 0 or the window */
+  uint32_t sliding_window; /* smallthinker: 0 or the window */
   uint32_t tied_output;
   uint32_t transposed_down; /* 1: expert down matrices as [D,F] */
   uint32_t predictor_rank;  /* smallthinker: 0 or the lm_head predictor's rank */
@@ -355,10 +359,10 @@ typedef struct sbr_synth_spec {
   float rope_freq_base;
   float rms_eps;
   const uint16_t* zero_share; /* [n_layer] ReLU zeros per layer; NULL for models without ReLU */
-  uint32_t hot_experts;     /* this many experts of each layer are preferred ... */
-  uint32_t hot_share;       /* ... so that they take about this share of selections; 0: no skew */
-  uint32_t lm_head_keep;    /* share of rows that the predictor keeps at threshold 0 */
-  char architecture[32];    /* "smallthinker", "qwen3", "llama" */
+  uint32_t hot_experts;       /* this many experts of each layer are preferred ... */
+  uint32_t hot_share;         /* ... so that they take about this share of selections; 0: no skew */
+  uint32_t lm_head_keep;      /* share of rows that the predictor keeps at threshold 0 */
+  char architecture[32];      /* "smallthinker", "qwen3", "llama" */
   char name[96];
 } sbr_synth_spec;
 
@@ -366,20 +370,20 @@ typedef struct sbr_synth_spec {
 SBR_API sbr_status sbr_synth_size(const sbr_synth_spec* spec, uint64_t* bytes, sbr_error* error);
 
 /* Writes `path` atomically (through `path`.part). `progress` may be NULL. */
-SBR_API sbr_status sbr_synth_write(const sbr_synth_spec* spec, const char* path,
-                                   sbr_progress progress, void* user, sbr_error* error);
+SBR_API sbr_status sbr_synth_write(const sbr_synth_spec* spec, const char* path, sbr_progress progress, void* user,
+                                   sbr_error* error);
 
 /* ---- what the machine can do (roofline) ------------------------------------------------------ */
 
 typedef struct sbr_probe_options {
   uint32_t struct_size;
   uint32_t n_threads;
-  const uint32_t* cpus;    /* as in sbr_session_options */
+  const uint32_t* cpus; /* as in sbr_session_options */
   uint32_t n_cpus;
-  uint32_t row_bytes;      /* gather: bytes of one row; storage: bytes of one read */
-  uint64_t buffer_bytes;   /* memory probes: working set over all threads; make it exceed the caches */
-  uint64_t duration_ns;    /* how long to measure */
-  uint32_t direct;         /* storage: 1 to bypass the page cache (O_DIRECT) */
+  uint32_t row_bytes;    /* gather: bytes of one row; storage: bytes of one read */
+  uint64_t buffer_bytes; /* memory probes: working set over all threads; make it exceed the caches */
+  uint64_t duration_ns;  /* how long to measure */
+  uint32_t direct;       /* storage: 1 to bypass the page cache (O_DIRECT) */
   uint32_t reserved;
 } sbr_probe_options;
 
@@ -388,18 +392,16 @@ typedef struct sbr_probe_result {
   uint32_t n_threads;
   uint64_t bytes;
   uint64_t ns;
-  uint64_t operations;     /* rows gathered, or reads done */
+  uint64_t operations; /* rows gathered, or reads done */
 } sbr_probe_result;
 
 /* Streaming reads of a private buffer by all threads at once. */
-SBR_API sbr_status sbr_probe_read(const sbr_probe_options* options, sbr_probe_result* out,
-                                  sbr_error* error);
+SBR_API sbr_status sbr_probe_read(const sbr_probe_options* options, sbr_probe_result* out, sbr_error* error);
 /* Reads of whole rows in random order, addresses known in advance (as a sparse FFN's are). */
-SBR_API sbr_status sbr_probe_gather(const sbr_probe_options* options, sbr_probe_result* out,
-                                    sbr_error* error);
+SBR_API sbr_status sbr_probe_gather(const sbr_probe_options* options, sbr_probe_result* out, sbr_error* error);
 /* Random aligned reads of row_bytes from an existing file by n_threads threads. */
-SBR_API sbr_status sbr_probe_storage(const char* path, const sbr_probe_options* options,
-                                     sbr_probe_result* out, sbr_error* error);
+SBR_API sbr_status sbr_probe_storage(const char* path, const sbr_probe_options* options, sbr_probe_result* out,
+                                     sbr_error* error);
 
 #ifdef __cplusplus
 }

@@ -53,21 +53,20 @@ class Buffer {
   size_t size_ = 0;
 };
 
-// Large anonymous memory, page aligned; pages appear (as zeros) when first touched. `huge` asks for huge pages, since
-// gathered rows of a 2 GB matrix otherwise miss the TLB on nearly every row; not for memory that stays partly unused,
-// because a page is then resident as a whole.
+// Large anonymous memory, page aligned; pages appear (as zeros) when first touched. `whole`: all of it will be used.
+// It then asks for huge pages, since gathered rows of a 2 GB matrix otherwise miss the TLB on nearly every row, and has
+// the system refuse at once (std::bad_alloc) what it cannot hold, rather than end the process at some later touch.
 class Pages {
  public:
   Pages() = default;
-  Pages(size_t bytes, bool huge) : bytes_(bytes) {
+  Pages(size_t bytes, bool whole) : bytes_(bytes) {
     if (bytes == 0) return;
-    void* map = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    const int flags = MAP_PRIVATE | MAP_ANONYMOUS | (whole ? 0 : MAP_NORESERVE);
+    void* map = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, flags, -1, 0);
     if (map == MAP_FAILED) throw std::bad_alloc();
     data_ = static_cast<uint8_t*>(map);
 #ifdef MADV_HUGEPAGE
-    if (huge) madvise(data_, bytes, MADV_HUGEPAGE);
-#else
-    (void)huge;
+    if (whole) madvise(data_, bytes, MADV_HUGEPAGE);
 #endif
   }
   ~Pages() {

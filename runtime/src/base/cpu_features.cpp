@@ -45,13 +45,9 @@ CpuFeatures detect() {
 CpuFeatures detect() {
   // Bits of the kernel's arm64 ABI, written out because libc headers of old sysroots lack the newer names.
   const unsigned long capabilities = getauxval(AT_HWCAP);
-  const unsigned long kAtHwcap2 = 26;
-  const unsigned long capabilities2 = getauxval(kAtHwcap2);
   CpuFeatures f = {};
   f.neon = (capabilities >> 1) & 1;
-  f.fp16 = ((capabilities >> 9) & 1) && ((capabilities >> 10) & 1);
   f.dotprod = (capabilities >> 20) & 1;
-  f.i8mm = (capabilities2 >> 13) & 1;
   return f;
 }
 

@@ -17,8 +17,6 @@ struct CpuFeatures {
   // aarch64
   bool neon;
   bool dotprod;
-  bool fp16;
-  bool i8mm;
 };
 
 // Detected once; safe from any thread.

@@ -118,18 +118,22 @@ ThreadPool::ThreadPool(uint32_t n_threads, std::vector<uint32_t> cpus)
     if (!cpus_.empty()) pin_to(cpus_[tid % cpus_.size()]);
   };
   try {
+    threads_.reserve(n_threads - 1);
     for (uint32_t tid = 1; tid < n_threads; ++tid) threads_.emplace_back([this, tid] { work(tid); });
   } catch (const std::system_error&) {
-    // The threads that did start wait for a job; an empty one lets them end.
-    job_ = nullptr;
-    start_.advance();
-    for (std::thread& thread : threads_) thread.join();
+    end();
     throw Error(SBR_ERR_MEMORY, "The operating system refused to start " + std::to_string(n_threads) + " threads");
+  } catch (...) {
+    end();
+    throw;
   }
   run(introduce);
 }
 
-ThreadPool::~ThreadPool() {
+ThreadPool::~ThreadPool() { end(); }
+
+void ThreadPool::end() {
+  // The threads wait for a job; an empty one lets them end.
   job_ = nullptr;
   start_.advance();
   for (std::thread& thread : threads_) thread.join();

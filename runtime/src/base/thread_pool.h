@@ -50,6 +50,7 @@ class ThreadPool {
 
  private:
   void work(uint32_t tid);
+  void end();  // joins the threads that were started and restores the caller's affinity
   void pin_caller();
 
   alignas(64) Gate start_;

@@ -97,7 +97,7 @@ T load(const uint8_t* from) {
 
 GgufFile GgufFile::open(const std::string& path) {
   const MappedFile file = MappedFile::open(path);
-  file.advise(MappedFile::Advice::kSequential, 0, file.size());
+  file.read_sequentially();
   return parse(file.data(), file.size(), file.size(), path);
 }
 

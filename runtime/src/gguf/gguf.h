@@ -82,6 +82,9 @@ class GgufFile {
   std::unordered_map<std::string, size_t> tensor_index_;
 };
 
+// A name from a file as messages show it: quoted, printable, at most 64 bytes of it.
+std::string gguf_quoted(std::string_view name);
+
 // Bytes of n elements (a multiple of the block length) of a GGUF type; 0 for an unknown type.
 uint64_t type_row_bytes(uint32_t type, uint64_t n);
 uint32_t type_block_elements(uint32_t type);  // 0 for an unknown type

@@ -6,6 +6,8 @@
 #include <string>
 #include <string_view>
 
+#include "gguf/gguf.h"
+
 #if __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
 #error "GGUF values are read as they lie in the file, which is little-endian"
 #endif
@@ -31,9 +33,6 @@ enum GgufValueType : uint32_t {
 // Bytes of a value of fixed size; 0 for strings, arrays and unknown types.
 uint32_t gguf_value_bytes(uint32_t type);
 const char* gguf_value_name(uint32_t type);  // nullptr: unknown
-
-// A name from a file as messages show it: quoted, printable, at most 64 bytes of it.
-std::string gguf_quoted(std::string_view name);
 
 class GgufReader {
  public:

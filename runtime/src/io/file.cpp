@@ -60,7 +60,6 @@ MappedFile MappedFile::open(const std::string& path) {
   if (!S_ISREG(status.st_mode)) throw Error(SBR_ERR_IO, path + ": is not a regular file");
 
   MappedFile file;
-  file.path_ = path;
   file.size_ = static_cast<uint64_t>(status.st_size);
   if (file.size_ == 0) return file;
   if (file.size_ > SIZE_MAX) throw Error(SBR_ERR_IO, path + ": is larger than this machine's address space");
@@ -82,33 +81,18 @@ MappedFile::MappedFile(MappedFile&& other) noexcept { *this = std::move(other); 
 MappedFile& MappedFile::operator=(MappedFile&& other) noexcept {
   std::swap(data_, other.data_);
   std::swap(size_, other.size_);
-  std::swap(path_, other.path_);
   return *this;
 }
 
-void MappedFile::advise(Advice advice, uint64_t offset, uint64_t length) const {
+void MappedFile::read_sequentially() const {
+  if (data_ != nullptr) (void)::madvise(const_cast<uint8_t*>(data_), static_cast<size_t>(size_), MADV_SEQUENTIAL);
+}
+
+void MappedFile::release(uint64_t offset, uint64_t length) const {
   if (data_ == nullptr || offset >= size_) return;
   if (length > size_ - offset) length = size_ - offset;
-  int flag = MADV_NORMAL;
-  switch (advice) {
-    case Advice::kNormal:
-      flag = MADV_NORMAL;
-      break;
-    case Advice::kSequential:
-      flag = MADV_SEQUENTIAL;
-      break;
-    case Advice::kRandom:
-      flag = MADV_RANDOM;
-      break;
-    case Advice::kWillNeed:
-      flag = MADV_WILLNEED;
-      break;
-    case Advice::kDontNeed:
-      flag = MADV_DONTNEED;
-      break;
-  }
   const uint64_t begin = offset - offset % page_size();
-  (void)::madvise(const_cast<uint8_t*>(data_) + begin, static_cast<size_t>(offset + length - begin), flag);
+  (void)::madvise(const_cast<uint8_t*>(data_) + begin, static_cast<size_t>(offset + length - begin), MADV_DONTNEED);
 }
 
 OutputFile::OutputFile(const std::string& path, uint64_t bytes) : path_(path), part_(path + ".part") {

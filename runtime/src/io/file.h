@@ -16,8 +16,6 @@ size_t page_size();
 
 class MappedFile {
  public:
-  enum class Advice { kNormal, kSequential, kRandom, kWillNeed, kDontNeed };
-
   static MappedFile open(const std::string& path);
 
   MappedFile() = default;
@@ -29,15 +27,14 @@ class MappedFile {
 
   const uint8_t* data() const { return data_; }  // page-aligned; NULL when the file is empty
   uint64_t size() const { return size_; }
-  const std::string& path() const { return path_; }
 
-  // A hint about [offset, offset + length), widened to whole pages. Never fails.
-  void advise(Advice advice, uint64_t offset, uint64_t length) const;
+  // Hints; they never fail. release() gives the pages that [offset, offset + length) touches back.
+  void read_sequentially() const;
+  void release(uint64_t offset, uint64_t length) const;
 
  private:
   const uint8_t* data_ = nullptr;
   uint64_t size_ = 0;
-  std::string path_;
 };
 
 // A file of known size (zeros where nothing is written), written as `path`.part by any number of threads. commit()

@@ -8,6 +8,8 @@
 namespace sbr {
 namespace {
 
+constexpr uint32_t kMaxWidth = 1u << 20;
+
 // Reads the keys `<architecture>.<key>` of one file.
 class Keys {
  public:
@@ -32,7 +34,10 @@ class Keys {
  private:
   uint32_t narrow(const char* key, uint64_t value) const {
     // Products of three such numbers stay within 64 bits.
-    if (value > (1u << 20)) malformed(key, "is " + std::to_string(value) + ", more than this runtime allows (1048576)");
+    if (value > kMaxWidth) {
+      malformed(key,
+                "is " + std::to_string(value) + ", more than this runtime allows (" + std::to_string(kMaxWidth) + ")");
+    }
     return static_cast<uint32_t>(value);
   }
 
@@ -46,6 +51,11 @@ class Keys {
 // With a window, layers 0, 4, 8, ... still attend globally, and without positional encoding. (Released files hold 4096,
 // which other runtimes use whatever the file says.)
 constexpr uint32_t kSmallthinkerGlobalEvery = 4;
+constexpr uint32_t kSmallthinkerReleasedWindow = 4096;
+
+// Bounds of what a session allocates per token: a file may claim any number.
+constexpr uint32_t kMaxExperts = 4096;
+constexpr uint32_t kMaxExpertsUsed = 256;
 
 void read_smallthinker(const Keys& keys, Config* config) {
   config->activation = Nonlinearity::kRelu;
@@ -54,9 +64,17 @@ void read_smallthinker(const Keys& keys, Config* config) {
   config->n_expert_used = keys.count("expert_used_count");
   config->n_ff = keys.count("expert_feed_forward_length", keys.count("feed_forward_length", 0));
   if (config->n_expert == 0) keys.malformed("expert_count", "is 0");
+  if (config->n_expert > kMaxExperts) {
+    keys.unsupported("smallthinker.expert_count is " + std::to_string(config->n_expert) + ", more than is supported (" +
+                     std::to_string(kMaxExperts) + ")");
+  }
   if (config->n_expert_used == 0 || config->n_expert_used > config->n_expert) {
     keys.malformed("expert_used_count", "is " + std::to_string(config->n_expert_used) +
                                             ", expected 1 to expert_count (" + std::to_string(config->n_expert) + ")");
+  }
+  if (config->n_expert_used > kMaxExpertsUsed) {
+    keys.unsupported("smallthinker.expert_used_count is " + std::to_string(config->n_expert_used) +
+                     ", more than is supported (" + std::to_string(kMaxExpertsUsed) + ")");
   }
 
   // Some converters forget the key; every released model of this architecture uses sigmoid.
@@ -70,6 +88,10 @@ void read_smallthinker(const Keys& keys, Config* config) {
 
   config->sliding_window = keys.count("attention.sliding_window", 0);
   if (config->sliding_window == 0) return;
+  if (config->sliding_window != kSmallthinkerReleasedWindow) {
+    keys.warn("smallthinker.attention.sliding_window is " + std::to_string(config->sliding_window) +
+              ", which is used; other runtimes use 4096, as in the released models, whatever the file says");
+  }
   for (uint32_t l = 0; l < config->n_layer; ++l) {
     const bool global = l % kSmallthinkerGlobalEvery == 0;
     config->layers[l].window = global ? 0 : config->sliding_window;
@@ -77,12 +99,21 @@ void read_smallthinker(const Keys& keys, Config* config) {
   }
 }
 
+void refuse_window(const Keys& keys) {
+  const uint32_t window = keys.count("attention.sliding_window", 0);
+  if (window != 0)
+    keys.unsupported("attention.sliding_window is " + std::to_string(window) +
+                     ", and this architecture's implementation has no sliding window");
+}
+
 void read_qwen3(const Keys& keys, Config* config) {
+  refuse_window(keys);
   config->qk_norm = true;
   config->n_ff = keys.count("feed_forward_length");
 }
 
 void read_llama(const Keys& keys, Config* config) {
+  refuse_window(keys);
   config->rope_style = RopeStyle::kInterleaved;
   config->n_ff = keys.count("feed_forward_length");
   if (keys.count("expert_count", 0) != 0) keys.unsupported("llama models with experts are not supported");
@@ -107,8 +138,20 @@ const Architecture& find_architecture(const GgufFile& file, const std::string& n
     if (name == architecture.name) return architecture;
     supported += (supported.empty() ? "" : ", ") + std::string(architecture.name);
   }
-  throw Error(SBR_ERR_UNSUPPORTED, file.name() + ": architecture \"" + name.substr(0, 64) +
-                                       "\" is not supported (supported: " + supported + ")");
+  throw Error(SBR_ERR_UNSUPPORTED,
+              file.name() + ": architecture " + gguf_quoted(name) + " is not supported (supported: " + supported + ")");
+}
+
+// A model trained with scaled positions computes something else without the scaling. (Files write a factor of 0 for
+// none, too.)
+void refuse_rope_scaling(const Keys& keys) {
+  const std::string type = keys.text("rope.scaling.type", "none");
+  if (type != "none") keys.unsupported("RoPE scaling " + gguf_quoted(type) + " is not supported");
+  for (const char* key : {"rope.scale_linear", "rope.scaling.factor", "rope.scaling.attn_factor"}) {
+    const double factor = keys.number(key, 1);
+    if (factor != 0 && factor != 1)
+      keys.unsupported(std::string(key) + " is " + std::to_string(factor) + "; RoPE scaling is not supported");
+  }
 }
 
 void read_attention(const Keys& keys, Config* config) {
@@ -125,14 +168,17 @@ void read_attention(const Keys& keys, Config* config) {
     keys.unsupported("a head dimension of " + std::to_string(config->head_dim) +
                      " is not supported (it must be a multiple of 32)");
   }
+  if (config->q_dim() > kMaxWidth) {
+    keys.unsupported(std::to_string(config->n_head) + " heads of " + std::to_string(config->head_dim) +
+                     " elements are more than is supported (" + std::to_string(kMaxWidth) + " elements together)");
+  }
   if (keys.count("attention.value_length", config->head_dim) != config->head_dim) {
     keys.unsupported("attention.value_length differs from the key length (" + std::to_string(config->head_dim) + ")");
   }
   if (keys.count("rope.dimension_count", config->head_dim) != config->head_dim) {
     keys.unsupported("rope.dimension_count differs from the head dimension (" + std::to_string(config->head_dim) + ")");
   }
-  const std::string scaling = keys.text("rope.scaling.type", "none");
-  if (scaling != "none") keys.unsupported("RoPE scaling \"" + scaling.substr(0, 64) + "\" is not supported");
+  refuse_rope_scaling(keys);
 }
 
 }  // namespace

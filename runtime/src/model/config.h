@@ -42,8 +42,8 @@ struct Config {
   bool lm_head_predictor = false;  // the architecture may carry one
   std::vector<LayerConfig> layers;
 
-  uint32_t q_dim() const { return n_head * head_dim; }
-  uint32_t kv_dim() const { return n_head_kv * head_dim; }
+  uint64_t q_dim() const { return uint64_t{n_head} * head_dim; }  // at most 1 << 20
+  uint64_t kv_dim() const { return uint64_t{n_head_kv} * head_dim; }
   bool relu_experts() const { return n_expert != 0 && activation == Nonlinearity::kRelu; }
 };
 

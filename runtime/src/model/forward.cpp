@@ -139,7 +139,13 @@ void run_thread(Step& step, uint32_t tid) {
 }  // namespace
 
 bool forward(Step& step) {
-  step.pool.run([&step](uint32_t tid) { run_thread(step, tid); });
+  const bool timed = step.switches.timing;
+  uint64_t ended = 0;  // thread 0's work; the rest of run() is its wait for the other threads
+  step.pool.run([&](uint32_t tid) {
+    run_thread(step, tid);
+    if (timed && tid == 0) ended = Worker::now();
+  });
+  if (timed) step.tallies[0].ns_barrier += Worker::now() - ended;
   return !step.stopped;
 }
 

@@ -24,7 +24,7 @@ Pages read_all(const MappedFile& file) {
   for (uint64_t at = 0; at < file.size(); at += kPiece) {
     const uint64_t n = std::min(kPiece, file.size() - at);
     std::memcpy(copy.data() + at, file.data() + at, n);
-    file.advise(MappedFile::Advice::kDontNeed, at, n);
+    file.release(at, n);
   }
   return copy;
 }
@@ -84,7 +84,7 @@ void Model::requantise_down(const std::string& path) {
     if (copy_.data() != nullptr) {
       copy_.release(offset, down.bytes());
     } else {
-      file_.advise(MappedFile::Advice::kDontNeed, offset, down.bytes());
+      file_.release(offset, down.bytes());
     }
     neurons.data = pages.data();
     requantised_.push_back(std::move(pages));
@@ -93,10 +93,25 @@ void Model::requantise_down(const std::string& path) {
   down_layout_ = SBR_DOWN_REQUANTISED;
 }
 
+// What the model reads, not the whole file: matrices that were re-quantised have given their pages back.
 void Model::touch_weights() const {
-  volatile uint8_t sink = 0;
-  for (uint64_t i = 0; i < file_.size(); i += page_size()) sink = file_.data()[i];
-  (void)sink;
+  const auto touch = [](const void* data, uint64_t bytes) {
+    volatile uint8_t sink = 0;
+    const auto* at = static_cast<const uint8_t*>(data);
+    for (uint64_t i = 0; i < bytes; i += page_size()) sink = at[i];
+    if (bytes != 0) sink = at[bytes - 1];
+    (void)sink;
+  };
+  const auto touch_norm = [&](const float* norm, uint32_t n) { touch(norm, norm == nullptr ? 0 : n * sizeof(float)); };
+  for (const Matrix* m : {&weights_.token_embd, &weights_.output, &weights_.predictor_fc1, &weights_.predictor_fc2})
+    touch(m->data, m->bytes());
+  touch_norm(weights_.output_norm, config_.n_embd);
+  for (const LayerWeights& l : weights_.layers) {
+    for (const Matrix* m : {&l.attn_q, &l.attn_k, &l.attn_v, &l.attn_output, &l.router, &l.gate, &l.up, &l.down})
+      touch(m->data, m->bytes());
+    for (const float* norm : {l.attn_norm, l.ffn_norm}) touch_norm(norm, config_.n_embd);
+    for (const float* norm : {l.attn_q_norm, l.attn_k_norm}) touch_norm(norm, config_.head_dim);
+  }
 }
 
 sbr_model_info Model::info() const {

@@ -11,6 +11,8 @@ namespace {
 
 using Shape = std::vector<uint64_t>;
 
+constexpr uint64_t kMaxPredictorRank = 65536;
+
 std::string describe(const uint64_t* ne, size_t n) {
   std::string text = "[";
   for (size_t i = 0; i < n; ++i) text += (i == 0 ? "" : ",") + std::to_string(ne[i]);
@@ -40,7 +42,7 @@ class Binder {
   Binder(const GgufFile& file, const uint8_t* data) : file_(file), data_(data) {}
 
   [[noreturn]] void fail(int32_t status, const std::string& tensor, const std::string& what) const {
-    throw Error(status, file_.name() + ": tensor " + tensor + ": " + what);
+    throw Error(status, file_.name() + ": tensor " + gguf_quoted(tensor) + " " + what);
   }
 
   bool has(const std::string& name) const { return file_.find_tensor(name) != nullptr; }
@@ -63,14 +65,16 @@ class Binder {
     const GgufTensor& found = tensor(name);
     require_shape(found, {n});
     if (found.type != SBR_TYPE_F32)
-      fail(SBR_ERR_UNSUPPORTED, name, "type " + describe_type(found.type) + " is not supported here (supported: f32)");
+      fail(SBR_ERR_UNSUPPORTED, name,
+           "is of type " + describe_type(found.type) + ", which is not supported here (supported: f32)");
     return reinterpret_cast<const float*>(data_ + found.offset);
   }
 
   Matrix view(const GgufTensor& found) const {
     if (!computable(found.type)) {
       fail(SBR_ERR_UNSUPPORTED, found.name,
-           "type " + describe_type(found.type) + " is not supported (supported: " + computable_types() + ")");
+           "is of type " + describe_type(found.type) + ", which is not supported (supported: " + computable_types() +
+               ")");
     }
     Matrix matrix;
     matrix.data = data_ + found.offset;
@@ -81,7 +85,7 @@ class Binder {
     // Rule 3 quantises activations in blocks of 32.
     if (reads_quantised(found.type) && matrix.cols % 32 != 0) {
       fail(SBR_ERR_UNSUPPORTED, found.name,
-           "rows of " + std::to_string(matrix.cols) + " elements are not a multiple of 32");
+           "has rows of " + std::to_string(matrix.cols) + " elements, which is not a multiple of 32");
     }
     return matrix;
   }
@@ -133,7 +137,8 @@ bool bind_experts(Binder& binder, const Config& c, const std::string& block, Lay
   const std::string router = block + "ffn_gate_inp.weight";
   layer->router = binder.matrix(router, {c.n_embd, c.n_expert});
   // The router reads the residual stream itself, which nothing quantises.
-  if (reads_quantised(layer->router)) binder.fail(SBR_ERR_UNSUPPORTED, router, "a quantised router is not supported");
+  if (reads_quantised(layer->router))
+    binder.fail(SBR_ERR_UNSUPPORTED, router, "is a quantised router, which is not supported");
   layer->gate = binder.matrix(block + "ffn_gate_exps.weight", {c.n_embd, c.n_ff, c.n_expert});
   layer->up = binder.matrix(block + "ffn_up_exps.weight", {c.n_embd, c.n_ff, c.n_expert});
 
@@ -152,10 +157,10 @@ bool bind_experts(Binder& binder, const Config& c, const std::string& block, Lay
   if (standard) return false;
   if (kernels_for(SBR_ISA_SCALAR)->weights[down.type].axpy_rows == nullptr) {
     binder.fail(SBR_ERR_UNSUPPORTED, name,
-                "a transposed down matrix of type " + describe_type(down.type) + " is not supported");
+                "is a transposed down matrix of type " + describe_type(down.type) + ", which is not supported");
   }
   if (c.n_embd % 32 != 0)
-    binder.fail(SBR_ERR_UNSUPPORTED, name, "a transposed down matrix needs rows of a multiple of 32 elements");
+    binder.fail(SBR_ERR_UNSUPPORTED, name, "is a transposed down matrix, whose rows must be a multiple of 32 elements");
   return true;
 }
 
@@ -178,10 +183,12 @@ void bind_predictor(Binder& binder, const Config& c, Weights* weights) {
   }
   if (found.type != SBR_TYPE_Q4_0)
     binder.fail(SBR_ERR_UNSUPPORTED, name,
-                "type " + describe_type(found.type) + " is not supported here (supported: q4_0)");
-  if (rank % 32 != 0 || c.n_embd % 32 != 0)
+                "is of type " + describe_type(found.type) + ", which is not supported here (supported: q4_0)");
+  if (rank % 32 != 0 || rank > kMaxPredictorRank || c.n_embd % 32 != 0)
     binder.fail(SBR_ERR_UNSUPPORTED, name,
-                "a rank of " + std::to_string(rank) + " is not supported (it must be a multiple of 32)");
+                "has the rank " + std::to_string(rank) + " over " + std::to_string(c.n_embd) +
+                    " channels, which is not supported (both must be multiples of 32, the rank at most " +
+                    std::to_string(kMaxPredictorRank) + ")");
   const Matrix whole = binder.view(found);
   Matrix fc1 = whole;
   fc1.cols = c.n_embd;
