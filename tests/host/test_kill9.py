@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import random
+import subprocess
 from collections import Counter
+from pathlib import Path
 
 import pytest
 
@@ -12,6 +14,7 @@ from stbench.store import Store, read_records
 from tests.host.conftest import Sandbox
 
 KILLS = 20
+REAL_KILLS = 6
 
 
 def what_matters(record: RunRecord) -> tuple[object, ...]:
@@ -54,3 +57,34 @@ def test_killed_twenty_times_and_resumed(sandbox: Sandbox) -> None:
     assert found.problems == []
     assert Counter(r.id for r in found.records).most_common(1)[0][1] == 1, "a job ran twice"
     assert {what_matters(r) for r in found.records} == {what_matters(r) for r in expected.records}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_the_real_engine_killed_and_resumed(sandbox: Sandbox, library_path: Path) -> None:
+    """With an empty cache, so that kills also fall into making the model and computing references."""
+    axes = ["--models", "tiny-smallthinker", "--sparse-ffn", "on,off", "--sparse-lm-head", "on,off"]
+    sweep = [*axes, "-pg", "8,16", "-r", "6", "--library", str(library_path)]
+    chance = random.Random(6)
+    for _ in range(REAL_KILLS):
+        begun = (sandbox.directory / "results" / "killed" / "campaign.json").exists()
+        running = sandbox.start("sweep", *sweep, "--campaign", "killed", *["--resume"] * begun)
+        try:
+            running.communicate(timeout=chance.uniform(0.3, 3.0))
+        except subprocess.TimeoutExpired:
+            running.kill()
+            running.communicate()
+    code, out, log = sandbox.run("sweep", *sweep, "--campaign", "killed", "--resume")
+    assert code == 0, out + log
+    assert sandbox.run("sweep", *sweep, "--campaign", "undisturbed")[0] == 0
+
+    found = read_records(sandbox.directory / "results" / "killed").records
+    expected = read_records(sandbox.directory / "results" / "undisturbed").records
+
+    def what_was_computed(record: RunRecord) -> tuple[object, ...]:
+        assert record.check is not None
+        return record.case, record.replicate, record.status, record.check.verdict, record.check.output_hash
+
+    assert Counter(r.id for r in found).most_common(1)[0][1] == 1, "a job ran twice"
+    assert {what_was_computed(r) for r in found} == {what_was_computed(r) for r in expected}
+    assert len(found) == len(expected) == 24
