@@ -91,7 +91,7 @@ void test_pinning() {
 }
 
 // No machine has a stack of 16 TB per thread to give.
-void test_threads_refused() {
+[[maybe_unused]] void test_threads_refused() {
   const std::vector<uint32_t> before = sbr::allowed_cpus();
   pthread_attr_t usual, huge;
   EXPECT(pthread_getattr_default_np(&usual) == 0 && pthread_attr_init(&huge) == 0);
@@ -114,6 +114,8 @@ int main() {
   test_sleep_and_wake();
   test_thread_ids();
   test_pinning();
+#if defined(__x86_64__)  // emulators reserve the 16 TB for real and are killed
   test_threads_refused();
+#endif
   return sbr_test::finish("test_thread_pool");
 }
