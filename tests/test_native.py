@@ -79,8 +79,9 @@ def test_ctest(
     assert "No tests were found" not in output
 
 
-def test_missing_compiler_is_explained(tmp_path: Path) -> None:
-    """Without a C++ compiler the build says what to install, before CMake's own errors."""
+@pytest.mark.parametrize("named", [None, "x86_64-linux-gnu-g++"])
+def test_missing_compiler_is_explained(tmp_path: Path, named: str | None) -> None:
+    """Without a C++ compiler the build says what to install, before CMake's own errors, whatever CXX says."""
     cmake = find_tool("cmake", "pip install cmake")
     tools = tmp_path / "bin"
     tools.mkdir()
@@ -89,6 +90,8 @@ def test_missing_compiler_is_explained(tmp_path: Path) -> None:
             (tools / name).symlink_to(path)
     environment = {key: value for key, value in os.environ.items() if key not in ("CXX", "CC")}
     environment["PATH"] = str(tools)
+    if named is not None:
+        environment["CXX"] = named
     done = subprocess.run(
         [cmake, "-S", str(RUNTIME), "-B", str(tmp_path / "build")],
         env=environment,

@@ -80,3 +80,32 @@ def test_sweep_command_from_a_fresh_copy(tmp_path: Path) -> None:
     (report,) = checkout.glob("reports/*/table.md")
     assert "synthetic" in report.read_text()
     assert list(checkout.glob("reports/*/*.png"))
+
+
+@pytest.mark.slow
+def test_install_without_a_compiler_says_what_is_missing(tmp_path: Path) -> None:
+    """ninja and the compiler are off PATH: one sentence that names what to install."""
+    require(SYSTEM_PYTHON.exists(), "no /usr/bin/python3")
+    checkout = fresh_copy(tmp_path / "stbench")
+    tools = tmp_path / "bin"
+    tools.mkdir()
+    for name in ("bash", "sh", "env", "uname", "rm", "mkdir", "cat", "ls", "git"):
+        if found := shutil.which(name, path=system_path()):
+            (tools / name).symlink_to(found)
+    venv = tmp_path / "venv"
+    subprocess.run([str(SYSTEM_PYTHON), "-m", "venv", str(venv)], check=True)
+    env = {key: value for key, value in os.environ.items() if key.startswith(("PIP_", "XDG_", "HOME"))}
+    env["PATH"] = f"{venv}/bin:{tools}"
+    done = subprocess.run(
+        [str(venv / "bin" / "pip"), "install", "-e", "."],
+        cwd=checkout,
+        env=env,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=600,
+    )
+    said = " ".join((done.stdout + done.stderr).split())
+    assert done.returncode != 0
+    assert "No C++ compiler on PATH" in said
+    assert "apt install g++" in said
