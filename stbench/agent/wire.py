@@ -15,6 +15,13 @@ from .wirejson import dumps as dumps
 from .wirejson import from_json as from_json
 from .wirejson import loads as loads
 from .wirejson import to_json as to_json
+from .wirespec import SynthSpec as SynthSpec
+from .wiretools import LimitProbe as LimitProbe
+from .wiretools import LimitResult as LimitResult
+from .wiretools import LimitsRequest as LimitsRequest
+from .wiretools import MakeRequest as MakeRequest
+from .wiretools import ModelFile as ModelFile
+from .wiretools import Progress as Progress
 
 SCHEMA_VERSION = 1
 
@@ -30,6 +37,9 @@ STATUSES = (
     "failed",
 )
 
+# Engines that are programs: llama.cpp's own benchmark, and any command line.
+PROGRAM_KINDS = ("llama-bench", "external")
+
 # Verdicts of a check against a reference: "unchecked" when no reference was given.
 CHECK_VERDICTS = ("ok", "wrong", "unchecked")
 
@@ -38,36 +48,6 @@ THROTTLE_VERDICTS = ("no", "yes", "unknown")
 
 
 # ---- in: what to do --------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class SynthSpec:
-    """A synthetic model: shapes, seed and statistics (``sbr_synth_spec`` in sbr.h; shares in 1/1000)."""
-
-    architecture: str
-    name: str
-    n_layer: int
-    n_embd: int
-    n_head: int
-    n_head_kv: int
-    head_dim: int
-    n_ff: int
-    n_vocab: int
-    n_ctx_train: int
-    weight_type: str
-    seed: int
-    rope_freq_base: float
-    rms_eps: float = 1e-6
-    n_expert: int = 0
-    n_expert_used: int = 0
-    sliding_window: int = 0
-    tied_output: bool = True
-    transposed_down: bool = False
-    predictor_rank: int = 0
-    zero_share: Optional[List[int]] = None
-    hot_experts: int = 0
-    hot_share: int = 0
-    lm_head_keep: int = 0
 
 
 @dataclass(frozen=True)
@@ -144,10 +124,39 @@ class Reference:
 
 
 @dataclass(frozen=True)
+class Reading:
+    """How tokens/s is read from what a program printed (stdout, then stderr): ``regex`` has one group, the
+    number, and its last match counts; ``json`` is a path such as ``timings.predicted_per_second`` into the
+    last line (or the whole output) that is JSON. One of the two is set."""
+
+    regex: str = ""
+    json: str = ""
+
+
+@dataclass(frozen=True)
+class Program:
+    """An engine that is a program and times itself. ``kind`` is one of PROGRAM_KINDS.
+
+    ``command`` is the argument list. Words in braces are filled in on the device: {model}, {threads}, {cpus},
+    {n_prompt}, {n_gen}, {n_depth}, {n_ctx}, {n_batch}, {seed}. For llama-bench it is the binary, then
+    arguments that are added to ours. ``environment`` is added to the agent's.
+    ``decode`` and ``prefill`` are for external programs; llama-bench's output is known."""
+
+    kind: str
+    command: List[str]
+    environment: Dict[str, str] = field(default_factory=dict)
+    decode: Optional[Reading] = None
+    prefill: Optional[Reading] = None
+
+
+@dataclass(frozen=True)
 class JobSpec:
     """One process invocation on a device. ``purpose`` is "measure" or "reference"; ``id`` is
     content-addressed; ``label`` is what a person types: ``local:smallthinker-4b/sparse+lmhead/t2/tg256``.
-    ``library`` is the path of libsbr.so on the device, "" for engines that have none."""
+    ``library`` is the path of libsbr.so on the device, "" for the fake engine; engines that are programs
+    have a ``program``, and the library for the bandwidth probes. ``bracket_ms`` is how long each of these
+    takes (0: none). ``attempt`` counts the runs of one job that was disturbed, from 0; ``id`` is the same
+    for all."""
 
     id: str
     label: str
@@ -164,40 +173,10 @@ class JobSpec:
     warmup_tokens: int = 4
     timeout_s: float = 600.0
     reference: Optional[Reference] = None
+    program: Optional[Program] = None
+    bracket_ms: int = 0
+    attempt: int = 0
     schema: int = SCHEMA_VERSION
-
-
-@dataclass(frozen=True)
-class MakeRequest:
-    """Stdin of ``make`` (all of it) and of ``digest`` (``path`` only)."""
-
-    path: str
-    library: str = ""
-    spec: Optional[SynthSpec] = None
-
-
-@dataclass(frozen=True)
-class LimitProbe:
-    """One measurement of what the machine can do. ``kind`` is "read" (streaming), "gather" (whole rows in
-    random order) or "storage" (random reads of ``path``). ``cpus`` as in Settings; ``row_bytes`` is one
-    gathered row or one read; ``direct`` bypasses the page cache."""
-
-    kind: str
-    threads: int = 0
-    cpus: List[int] = field(default_factory=list)
-    row_bytes: int = 0
-    buffer_bytes: int = 0
-    duration_s: float = 1.0
-    path: str = ""
-    direct: bool = False
-
-
-@dataclass(frozen=True)
-class LimitsRequest:
-    """Stdin of ``rooflines``."""
-
-    library: str
-    probes: List[LimitProbe]
 
 
 # ---- out: what was found ---------------------------------------------------------------------------
@@ -267,7 +246,9 @@ class ModelShape:
 
 @dataclass(frozen=True)
 class Effective:
-    """What was really in force. ``affinity`` is per thread, from /proc, as read during the run."""
+    """What was really in force. ``affinity`` is per thread, from /proc, as read during the run. Of an
+    engine that is a program only what it says or /proc shows is known: other texts are "", other numbers 0.
+    ``weights_repacked``: weights were copied into another layout in anonymous memory; None: not known."""
 
     threads: int
     affinity: List[List[int]]
@@ -281,18 +262,21 @@ class Effective:
     sparse_lm_head: bool
     down_layout: str
     load: str
+    weights_repacked: Optional[bool] = None
 
 
 @dataclass(frozen=True)
 class Samples:
-    """Raw durations. TTFT is from the start of the prompt's prefill to its logits (0: no prompt);
-    ``prefill_ns[i]`` is the i-th batch, of ``prefill_tokens[i]`` tokens; ``decode_ns`` is per token, lm_head
-    included."""
+    """Raw durations. TTFT is from the start of the prompt's prefill to its logits (0: no prompt, or not
+    known); ``prefill_ns[i]`` is the i-th batch, of ``prefill_tokens[i]`` tokens; ``decode_ns`` is per
+    token, lm_head included. Programs that say only totals have one item for many tokens:
+    ``decode_tokens[i]`` tokens took ``decode_ns[i]``; empty: one each."""
 
     ttft_ns: int
     prefill_ns: List[int]
     prefill_tokens: List[int]
     decode_ns: List[int]
+    decode_tokens: List[int] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -345,7 +329,9 @@ class Memory:
 @dataclass(frozen=True)
 class Telemetry:
     """Frequencies (per CPU) and temperatures before and after; empty where there are no sensors.
-    ``throttled`` is one of THROTTLE_VERDICTS; ``load_average`` is the one-minute one before the run."""
+    ``throttled`` is one of THROTTLE_VERDICTS; ``load_average`` is the one-minute one before the run.
+    ``other_cpu_s`` is the CPU time that other processes took during the run, ``steal_s`` what a hypervisor
+    took away, summed over CPUs; None: the kernel does not say."""
 
     khz_before: List[int]
     khz_after: List[int]
@@ -353,6 +339,30 @@ class Telemetry:
     temperature_mc_after: Dict[str, int]
     throttled: str
     load_average: Optional[float] = None
+    other_cpu_s: Optional[float] = None
+    steal_s: Optional[float] = None
+
+
+@dataclass(frozen=True)
+class Bandwidth:
+    """``bytes`` read in ``ns``; bytes / ns is GB/s."""
+
+    bytes: int
+    ns: int
+
+
+@dataclass(frozen=True)
+class Bracket:
+    """What the memory gave just before and just after a run, with the run's threads and CPUs: ``read``
+    streams, ``gather`` reads whole rows of ``row_bytes`` in random order (None: not measured)."""
+
+    threads: int
+    buffer_bytes: int
+    read_before: Bandwidth
+    read_after: Bandwidth
+    gather_before: Optional[Bandwidth] = None
+    gather_after: Optional[Bandwidth] = None
+    row_bytes: int = 0
 
 
 @dataclass(frozen=True)
@@ -413,38 +423,7 @@ class RunRecord:
     warnings: List[str] = field(default_factory=list)
     schema: int = SCHEMA_VERSION
     purpose: str = "measure"
+    program: Optional[Program] = None
+    bracket: Optional[Bracket] = None
+    attempt: int = 0
     reference: Optional[Reference] = None
-
-
-@dataclass(frozen=True)
-class Progress:
-    """A line of ``make`` and ``digest`` before the last one. ``stage`` is "write" or "hash"."""
-
-    stage: str
-    done_bytes: int
-    total_bytes: int
-
-
-@dataclass(frozen=True)
-class ModelFile:
-    """The last line of ``make`` and ``digest``; ``status`` "ok" or another one of STATUSES."""
-
-    status: str
-    path: str
-    detail: str = ""
-    bytes: int = 0
-    sha256: str = ""
-    already_there: bool = False
-
-
-@dataclass(frozen=True)
-class LimitResult:
-    """A line of ``rooflines`` per probe. bytes / ns is GB/s; ``operations`` are rows gathered or reads."""
-
-    probe: LimitProbe
-    status: str
-    detail: str = ""
-    threads: int = 0
-    bytes: int = 0
-    ns: int = 0
-    operations: int = 0
