@@ -19,7 +19,7 @@ from tests.test_native import RUNTIME, find_tool, run
 CPUS = {
     "cortex-a53": ["scalar", "neon"],
     "cortex-a76": ["scalar", "neon", "neon-dotprod"],
-    "max": ["scalar", "neon", "neon-dotprod"],
+    "max": ["scalar", "neon", "neon-dotprod", "neon-i8mm"],
 }
 AARCH64_LIBC = Path("/usr/aarch64-linux-gnu")
 
@@ -73,12 +73,16 @@ def test_dispatch_chooses_what_the_cpu_has(aarch64_build: Path, cpu: str) -> Non
     assert ran == CPUS[cpu]
 
 
-def test_undispatched_dotprod_is_noticed(aarch64_build: Path) -> None:
+@pytest.mark.parametrize(
+    ("isa", "without", "with_it"),
+    [("neon-dotprod", "cortex-a53", "cortex-a76"), ("neon-i8mm", "cortex-a76", "max")],
+)
+def test_undispatched_kernels_are_noticed(aarch64_build: Path, isa: str, without: str, with_it: str) -> None:
     """The sabotage: kernels of an instruction set that the CPU lacks, called all the same."""
     program = str(aarch64_build / "tests" / "test_kernels")
-    forced = emulate("cortex-a53", program, "neon-dotprod", cwd=aarch64_build)
+    forced = emulate(without, program, isa, cwd=aarch64_build)
     assert forced.returncode in (-signal.SIGILL, 128 + signal.SIGILL)
-    assert emulate("cortex-a76", program, "neon-dotprod", cwd=aarch64_build).returncode == 0
+    assert emulate(with_it, program, isa, cwd=aarch64_build).returncode == 0
 
 
 def shared_symbols(object_file: Path) -> list[str]:
@@ -106,8 +110,11 @@ def shared_symbols(object_file: Path) -> list[str]:
     [
         ("aarch64", "neon", "_ZN3sbr12kNeonKernelsE"),
         ("aarch64", "neon_dotprod", "_ZN3sbr19kNeonDotprodKernelsE"),
+        ("aarch64", "neon_i8mm", "_ZN3sbr16kNeonI8mmKernelsE"),
         ("x86_64", "avx2", "_ZN3sbr12kAvx2KernelsE"),
+        ("x86_64", "avxvnni", "_ZN3sbr15kAvxVnniKernelsE"),
         ("x86_64", "avx512vnni", "_ZN3sbr18kAvx512VnniKernelsE"),
+        ("x86_64", "amx", "_ZN3sbr11kAmxKernelsE"),
     ],
 )
 def test_kernel_files_share_nothing_but_their_table(

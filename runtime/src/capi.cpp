@@ -10,6 +10,7 @@
 
 #include "base/error.h"
 #include "base/json.h"
+#include "bench/kernel_bench.h"
 #include "build_info.h"
 #include "gguf/gguf.h"
 #include "kernels/kernels.h"
@@ -25,6 +26,10 @@ struct sbr_model {
 
 struct sbr_session {
   sbr::Session impl;
+};
+
+struct sbr_kernel_bench {
+  sbr::KernelBench impl;
 };
 
 namespace {
@@ -404,5 +409,25 @@ sbr_status sbr_probe_storage(const char* path, const sbr_probe_options* options,
     return sbr::probe_storage(path, o);
   });
 }
+
+// ---- one kernel at a time ----
+
+sbr_status sbr_kernel_bench_create(const sbr_kernel_bench_options* options, sbr_kernel_bench** bench,
+                                   sbr_error* error) {
+  return guarded(error, [&] {
+    require(bench, "bench");
+    *bench = new sbr_kernel_bench{sbr::KernelBench(read_struct(options, sbr_kernel_bench_options{}, "options"))};
+  });
+}
+
+sbr_status sbr_kernel_bench_run(sbr_kernel_bench* bench, uint32_t calls, sbr_probe_result* out, sbr_error* error) {
+  return guarded(error, [&] {
+    require(bench, "bench");
+    require_struct(out, "out");
+    write_struct(bench->impl.run(calls), out);
+  });
+}
+
+void sbr_kernel_bench_free(sbr_kernel_bench* bench) { delete bench; }
 
 }  // extern "C"

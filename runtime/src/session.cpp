@@ -49,13 +49,25 @@ Switches choose_switches(const Model& model, const sbr_session_options& options)
   if (options.lm_head_skipped > SBR_SKIPPED_ZERO)
     bad_option("lm_head_skipped", "is " + std::to_string(options.lm_head_skipped) + ", expected 0 or 1");
   Switches switches;
-  switches.sparse_ffn = options.sparse_ffn != 0;
   switches.sparse_lm_head = options.sparse_lm_head != 0;
   switches.lm_head_threshold = options.lm_head_threshold;
   switches.lm_head_skipped =
       options.lm_head_skipped == SBR_SKIPPED_ZERO ? 0.0f : -std::numeric_limits<float>::infinity();
   switches.timing = options.phase_timing != 0;
   return switches;
+}
+
+SparsityChoice choose_sparsity(const Model& model, const sbr_session_options& options) {
+  if (options.sparse_ffn > SBR_SPARSE_FFN_AUTO) {
+    bad_option("sparse_ffn", "is " + std::to_string(options.sparse_ffn) + ", expected 0 (off), 1 (on) or 2 (auto)");
+  }
+  return {model.config().n_layer, options.sparse_ffn == SBR_SPARSE_FFN_AUTO, options.sparse_ffn == 1};
+}
+
+bool choose_measured_split(const sbr_session_options& options) {
+  if (options.row_split > SBR_SPLIT_EQUAL)
+    bad_option("row_split", "is " + std::to_string(options.row_split) + ", expected 0 (measured) or 1 (equal)");
+  return options.row_split == SBR_SPLIT_MEASURED;
 }
 
 uint32_t choose_threads(const sbr_session_options& options) {
@@ -99,11 +111,15 @@ Session::Session(const Model& model, const sbr_session_options& options)
     : model_(model),
       kernels_(choose_kernels(options.isa)),
       switches_(choose_switches(model, options)),
+      sparsity_{choose_sparsity(model, options), choose_sparsity(model, options)},
+      sparse_ffn_(options.sparse_ffn != 0),
       n_batch_(choose_batch(options)),
       pool_(choose_threads(options), choose_cpus(options)),
       kv_(model.config(), choose_context(options), choose_kv_type(options), options.kv_touch != 0),
       workspace_(make_workspace(model.config(), model.weights(), n_batch_, kv_.n_ctx(), pool_.size())),
       tallies_(pool_.size()),
+      balance_{{pool_.size(), choose_measured_split(options)}, {pool_.size(), choose_measured_split(options)}},
+      work_ns_(pool_.size()),
       expert_counts_(size_t{model.config().n_layer} * model.config().n_expert) {
   reset_counters();
 }
@@ -116,9 +132,9 @@ sbr_session_info Session::info() const {
   info.n_ctx = kv_.n_ctx();
   info.n_batch = n_batch_;
   info.kv_type = kv_.type();
-  info.sparse_ffn = !switches_.sparse_ffn        ? SBR_SPARSE_OFF
-                    : model_.neuron_major_down() ? SBR_SPARSE_FULL
-                                                 : SBR_SPARSE_GATE_UP;
+  info.sparse_ffn = !sparse_ffn_ ? SBR_SPARSE_OFF : model_.neuron_major_down() ? SBR_SPARSE_FULL : SBR_SPARSE_GATE_UP;
+  info.sparse_ffn_auto = sparsity_[0].automatic();
+  info.row_split = balance_[0].measured() ? SBR_SPLIT_MEASURED : SBR_SPLIT_EQUAL;
   info.sparse_lm_head = switches_.sparse_lm_head;
   info.lm_head_threshold = switches_.lm_head_threshold;
   info.n_past = n_past_;
@@ -143,12 +159,15 @@ void Session::require_tokens(const int32_t* tokens, uint32_t n_tokens) const {
 
 sbr_interval Session::evaluate(const int32_t* tokens, uint32_t n_tokens, LogitsOf logits_of, bool decode, float* logits,
                                uint32_t restart) {
+  const size_t kind = n_tokens > 1;
   Step step = {model_.config(),
                model_.weights(),
                kernels_,
                switches_,
                model_.neuron_major_down(),
                pool_,
+               balance_[kind],
+               sparsity_[kind],
                kv_,
                workspace_,
                tallies_,
@@ -170,9 +189,18 @@ sbr_interval Session::evaluate(const int32_t* tokens, uint32_t n_tokens, LogitsO
     cancel_.store(false, std::memory_order_relaxed);
     throw Error(SBR_ERR_CANCELLED, "The evaluation was cancelled");
   }
+  learn(kind);
   n_past_ += n_tokens;
   n_evaluated_ += n_tokens;
   return interval;
+}
+
+// What the step that has just ended says about the next ones like it.
+void Session::learn(size_t kind) {
+  sparsity_[kind].observe(workspace_.ffn_ns.data());
+  if (!balance_[kind].measured()) return;
+  for (size_t i = 0; i < tallies_.size(); ++i) work_ns_[i] = tallies_[i].ns_work;
+  balance_[kind].observe(work_ns_.data());
 }
 
 void Session::prefill(const int32_t* tokens, uint32_t n_tokens, uint32_t logits_mode, float* logits,
@@ -236,6 +264,7 @@ sbr_counters Session::counters() const {
     sum.kv_bytes_read += tally.kv_bytes_read;
     sum.kv_bytes_written += tally.kv_bytes_written;
     sum.lm_head_rows += tally.lm_head_rows;
+    sum.nonfinite += tally.nonfinite;
     for (uint64_t n : tally.neurons_examined) sum.neurons_examined += n;
     for (uint64_t n : tally.neurons_active) sum.neurons_active += n;
   }
@@ -264,6 +293,8 @@ sbr_layer_counters Session::layer_counters(uint32_t layer) const {
     sum.neurons_examined += tally.neurons_examined[layer];
     sum.neurons_active += tally.neurons_active[layer];
   }
+  sum.sparse_ffn = sparsity_[0].chosen(layer);
+  sum.sparse_ffn_batch = sparsity_[1].chosen(layer);
   return sum;
 }
 

@@ -14,6 +14,8 @@
 
 namespace sbr {
 
+// The padding is the thread pool's, whose members keep to cache lines of their own.
+// NOLINTNEXTLINE(clang-analyzer-optin.performance.Padding)
 class Session {
  public:
   // Errors: ARGUMENT, UNSUPPORTED; both name the option.
@@ -34,6 +36,7 @@ class Session {
   void reset_counters();
 
  private:
+  void learn(size_t kind);
   void require_layer(uint32_t layer) const;
   void require_tokens(const int32_t* tokens, uint32_t n_tokens) const;
   // Appends tokens to the cache; restores n_past_ to `restart` when cancelled.
@@ -43,11 +46,15 @@ class Session {
   const Model& model_;
   const Kernels& kernels_;
   const Switches switches_;
+  SparsityChoice sparsity_[2];  // single tokens, batches
+  const bool sparse_ffn_;       // in some layer at least
   const uint32_t n_batch_;
   ThreadPool pool_;
   KvCache kv_;
   Workspace workspace_;
   std::vector<Tally> tallies_;  // per thread
+  Balance balance_[2];          // single tokens, batches
+  std::vector<uint64_t> work_ns_;
   std::vector<uint64_t> expert_counts_;
   uint64_t n_evaluated_ = 0;
   uint64_t ns_total_ = 0;

@@ -6,6 +6,7 @@
 #include <limits>
 #include <set>
 
+#include "base/error.h"
 #include "expect.h"
 #include "kernels/kernels.h"
 #include "tiny_models.h"
@@ -106,6 +107,9 @@ void test_models() {
 
   test_equalities("qwen3 q8_0", TinyModel(tiny_spec("qwen3", SBR_TYPE_Q8_0)).get(), kSomeSettings);
   test_equalities("qwen3 q4_0", TinyModel(tiny_spec("qwen3", SBR_TYPE_Q4_0)).get(), kSomeSettings);
+  test_equalities("qwen3moe q4_0", TinyModel(tiny_qwen3moe(SBR_TYPE_Q4_0)).get(), all_settings());
+  test_equalities("qwen3moe q8_0", TinyModel(tiny_qwen3moe(SBR_TYPE_Q8_0)).get(), kSomeSettings);
+  test_equalities("qwen3moe f16", TinyModel(tiny_qwen3moe(SBR_TYPE_F16)).get(), kSomeSettings);
   test_equalities("llama f16", TinyModel(tiny_spec("llama", SBR_TYPE_F16)).get(), kSomeSettings);
   test_equalities("llama q4_0", TinyModel(tiny_spec("llama", SBR_TYPE_Q4_0)).get(), kSomeSettings);
 }
@@ -119,6 +123,7 @@ void test_pinned_logits() {
   } cases[] = {
       {tiny_smallthinker(SBR_TYPE_Q4_0, true), 0xc30471c93558798d},
       {tiny_spec("qwen3", SBR_TYPE_Q8_0), 0xfb6ab6d8628bb1a5},
+      {tiny_qwen3moe(SBR_TYPE_Q4_0), 0xe55c13b348eb5a2c},
       {tiny_spec("llama", SBR_TYPE_F16), 0xc167cfcdca8164c7},
   };
   for (const auto& pinned : cases) {
@@ -277,6 +282,52 @@ void test_counters() {
   EXPECT(session.counters().ffn_bytes == used * 3 * F * row + L * D * sizeof(float));
 }
 
+// SiLU is nowhere zero: every neuron of the chosen experts is examined, active and read.
+void test_silu_counters() {
+  const sbr_synth_spec spec = tiny_qwen3moe(SBR_TYPE_Q4_0);
+  const TinyModel model(spec);
+  EXPECT(model.get().down_layout() == SBR_DOWN_NONE && model.get().config().router_after_attention);
+  const std::vector<int32_t> tokens = token_stream(20);
+  const uint64_t n = tokens.size(), D = spec.n_embd, F = spec.n_ff, K = spec.n_expert_used, L = spec.n_layer;
+  const uint64_t row = D / 32 * 18, expert = 2 * F * row + D * (F / 32 * 18);
+  for (uint32_t threads : {1u, 3u}) {
+    sbr_session_options options = session_options();
+    options.n_threads = threads;
+    sbr::Session session(model.get(), options);
+    decode_all(session, tokens);
+    const sbr_counters c = session.counters();
+    EXPECT(c.neurons_examined == n * L * K * F && c.neurons_active == c.neurons_examined);
+    EXPECT(c.ffn_bytes == n * L * (K * expert + D * sizeof(float)));
+    EXPECT(c.router_bytes == n * L * D * spec.n_expert * sizeof(float));
+    EXPECT(c.lm_head_rows == n * kVocab && c.lm_head_bytes == n * kVocab * row);
+    EXPECT(c.weight_bytes == c.embedding_bytes + c.attention_bytes + c.router_bytes + c.ffn_bytes + c.lm_head_bytes);
+    uint64_t selections = 0;
+    for (uint32_t l = 0; l < L; ++l) {
+      for (uint32_t e = 0; e < spec.n_expert; ++e) selections += session.expert_counts(l)[e];
+    }
+    EXPECT(selections == n * L * K);
+  }
+
+  sbr_session_options options = session_options();
+  options.n_batch = 64;
+  sbr::Session session(model.get(), options);
+  session.prefill(tokens.data(), static_cast<uint32_t>(n), SBR_LOGITS_NONE, nullptr, nullptr);
+  uint64_t used = 0;
+  for (uint32_t l = 0; l < L; ++l) {
+    for (uint32_t e = 0; e < spec.n_expert; ++e) used += session.expert_counts(l)[e] != 0;
+  }
+  EXPECT(session.counters().ffn_bytes == used * expert + L * D * sizeof(float));
+
+  bool refused = false;
+  options.sparse_ffn = 1;
+  try {
+    sbr::Session sparse(model.get(), options);
+  } catch (const sbr::Error& error) {
+    refused = error.status() == SBR_ERR_UNSUPPORTED;
+  }
+  EXPECT(refused);
+}
+
 }  // namespace
 
 int main() {
@@ -286,5 +337,6 @@ int main() {
   test_sparse_lm_head();
   test_window();
   test_counters();
+  test_silu_counters();
   return finish("test_forward");
 }

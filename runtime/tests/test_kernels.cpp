@@ -3,6 +3,13 @@
 // Inputs end at the last byte before an inaccessible page, so that reading past the end of weights or activations
 // crashes; outputs lie between canaries. Weights start at every 2-byte offset that their type allows.
 #include "kernel_inputs.h"
+#include "missing_instructions.h"
+
+#if defined(__x86_64__)
+namespace sbr {
+extern const Kernels kAvxVnniTwin;  // avxvnni.cpp, compiled with the other encoding of its dot product
+}
+#endif
 
 namespace {
 
@@ -74,7 +81,10 @@ void check_matrix(const Kernels& k, const TypeCase& type, size_t n, size_t n_row
   }
 }
 
-void check_matrices(const Kernels& k) {
+// Of CPUs that compute each instruction in a signal handler, a part of it all is asked.
+enum class Extent { kAll, kSome };
+
+void check_matrices(const Kernels& k, Extent extent) {
   const Fill some[] = {Fill::kRandom, Fill::kDenormal};
   for (const TypeCase& type : kTypes) {
     std::vector<size_t> lengths;
@@ -84,6 +94,11 @@ void check_matrices(const Kernels& k) {
       lengths = {32, 64, 96, 128, 160, 1536};
     }
     if (is_float(type.type)) lengths.insert(lengths.end(), {1, 15, 17, 100});
+    if (extent == Extent::kSome) {
+      for (size_t i = 0; i < 3; ++i) check_matrix(k, type, lengths[i], i == 2 ? 9 : 3, kFills[i + 1], type.alignment);
+      check_matrix(k, type, lengths[1], 5, Fill::kRandom, 0);
+      continue;
+    }
     for (size_t n : lengths) {
       for (size_t n_rows : {1, 2, 3, 4, 5, 7, 8, 16, 17, 33}) {
         if (n > 512 && n_rows > 7 && n_rows != 17) continue;
@@ -101,10 +116,10 @@ void check_matrices(const Kernels& k) {
 }
 
 // Products with more tokens than any kernel takes at once.
-void check_long_batch(const Kernels& k) {
+void check_long_batch(const Kernels& k, size_t tokens) {
   const Kernels& scalar = *kernels_for(SBR_ISA_SCALAR);
   for (const TypeCase& type : kTypes) {
-    const size_t n = 512, n_rows = 19, tokens = 133;
+    const size_t n = 512, n_rows = 19;
     Random random(type.type);
     const size_t row_bytes = n / weight_block_elements(type.type) * weight_block_bytes(type.type);
     Guarded<uint8_t> w(row_bytes * n_rows);
@@ -315,8 +330,8 @@ void check_dispatch() {
 void check_all(const Kernels& k) {
   check_all_halves(k);
   if (k.isa == SBR_ISA_SCALAR) return;
-  check_matrices(k);
-  check_long_batch(k);
+  check_matrices(k, Extent::kAll);
+  for (size_t tokens : {17, 40, 133}) check_long_batch(k, tokens);
   for (size_t n : {1, 2, 15, 16, 17, 31, 32, 33, 64, 96, 128, 1536}) {
     for (Fill fill : kFills) check_vectors(k, n, fill);
   }
@@ -324,6 +339,38 @@ void check_all(const Kernels& k) {
     for (size_t n_pos : {1, 2, 3, 5, 16, 37}) check_attention(k, head_dim, n_pos);
   }
 }
+
+#if defined(__x86_64__)
+// What this CPU can show of instruction sets that it lacks; false: nothing.
+bool check_unsupported(const Kernels& k) {
+  if (k.isa == SBR_ISA_AVXVNNI && kernels_supported(kernels_for(SBR_ISA_AVX2))) {
+    if (kernels_supported(kernels_for(SBR_ISA_AVX512VNNI))) {
+      Kernels twin = k;
+      twin.name = "avxvnni, EVEX";
+      for (size_t type = 0; type < kWeightTypeSlots; ++type) {
+        const WeightKernels& w = kAvxVnniTwin.weights[type];
+        if (w.gemv) twin.weights[type] = {w.gemv, w.gather_gemv, w.gemm, twin.weights[type].axpy_rows};
+      }
+      check_matrices(twin, Extent::kAll);
+      check_long_batch(twin, 40);
+    }
+    const missing_instructions::Emulation emulation;
+    check_matrices(k, Extent::kSome);
+    CHECK(missing_instructions::executed > 1000);
+    return true;
+  }
+  if (k.isa == SBR_ISA_AMX && kernels_supported(kernels_for(SBR_ISA_AVX512VNNI))) {
+    const missing_instructions::Emulation emulation;
+    check_matrices(k, Extent::kSome);
+    for (size_t tokens : {4, 17, 40, 133}) check_long_batch(k, tokens);
+    CHECK(missing_instructions::executed > 1000);
+    return true;
+  }
+  return false;
+}
+#else
+bool check_unsupported(const Kernels&) { return false; }
+#endif
 
 }  // namespace
 
@@ -337,7 +384,9 @@ int main(int argc, char** argv) {
     const Kernels& k = *kernels_at(i);
     if (!only.empty() && only != k.name) continue;
     if (only.empty() && !kernels_supported(&k)) {
-      std::printf("%s: not supported by this CPU (needs %s)\n", k.name, kernels_requires(&k));
+      const bool emulated = check_unsupported(k);
+      std::printf("%s: not supported by this CPU (needs %s)%s\n", k.name, kernels_requires(&k),
+                  emulated ? "; its kernels ran with the missing instructions emulated" : "");
       continue;
     }
     std::printf("%s\n", k.name);

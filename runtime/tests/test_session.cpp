@@ -114,6 +114,9 @@ void test_top_k() {
   EXPECT(weights[0] == 0.5f / 2.5f && weights[1] == 0.75f / 2.5f);
   sbr::top_k(p, 8, 8, indices, weights);
   EXPECT(indices[0] == 0 && indices[7] == 7);
+  const float underflowed[8] = {};
+  sbr::top_k(underflowed, 8, 4, indices, weights);
+  for (uint32_t i = 0; i < 4; ++i) EXPECT(indices[i] == i && weights[i] == 0.25f);
 }
 
 // Loads `bytes` as a file; returns the refusal's sentence, or "" when it was accepted.
@@ -161,7 +164,7 @@ void test_loading_refuses() {
                               std::string("\x0c\0\0\0\0\0\0\0smallthunker", 20)),
                      &status);
   EXPECT(status == SBR_ERR_UNSUPPORTED && contains(sentence, "smallthunker") &&
-         contains(sentence, "smallthinker, qwen3, llama"));
+         contains(sentence, "smallthinker, qwen3, qwen3moe, llama"));
 
   sentence = refusal(replaced(bytes, "blk.1.attn_k.weight", "blk.1.attn_j.weight"), &status);
   EXPECT(status == SBR_ERR_FORMAT && contains(sentence, "tiny-changed.gguf") &&
@@ -248,6 +251,89 @@ void test_loading_refuses_ignored_features() {
   EXPECT(refusal(with_key(bytes, window, u32, raw(4096, 4)), &status).empty() && status == SBR_OK);
 }
 
+// A NaN in any matrix is noticed, although quantising makes it 0 and a ReLU drops it.
+void test_damaged_weights_are_noticed() {
+  for (const bool transposed : {true, false}) {
+    const TinyModel model(tiny_smallthinker(SBR_TYPE_Q4_0, transposed));
+    const std::string bytes = file_bytes(model);
+    const std::vector<int32_t> tokens = token_stream(12);
+    const auto evaluate = [&](const std::string& content, uint32_t sparse) {
+      const char* path = "tiny-damaged.gguf";
+      std::ofstream(path, std::ios::binary) << content;
+      sbr_model_options load = {};
+      load.struct_size = sizeof load;
+      load.load_mode = SBR_LOAD_READ;
+      const sbr::Model damaged(path, load);
+      std::remove(path);
+      sbr_session_options options = session_options();
+      options.n_threads = 2;
+      options.sparse_ffn = sparse;
+      sbr::Session session(damaged, options);
+      session.prefill(tokens.data(), 6, SBR_LOGITS_NONE, nullptr, nullptr);
+      session.decode(tokens.data() + 6, 6, nullptr, nullptr);
+      return session.counters().nonfinite;
+    };
+    EXPECT(evaluate(bytes, 0) == 0 && evaluate(bytes, 1) == 0);
+    const sbr::Weights& weights = model.get().weights();
+    const sbr::LayerWeights& layer = weights.layers[0];
+    const std::vector<const sbr::Matrix*> matrices = {&layer.attn_q,      &layer.attn_k, &layer.attn_v,
+                                                      &layer.attn_output, &layer.gate,   &layer.up,
+                                                      &layer.down,        &layer.router, &weights.output};
+    for (const sbr::Matrix* matrix : matrices) {
+      const std::string first(reinterpret_cast<const char*>(matrix->data), matrix->bytes());
+      const size_t at = bytes.find(first);
+      if (!EXPECT(at != std::string::npos)) continue;
+      std::string damaged = bytes;
+      // Every row's first scale: which experts and neurons are used is not known.
+      for (size_t r = 0; r < matrix->rows; ++r) {
+        const uint32_t nan = 0x7fc07e00;  // an F32 NaN, and its first two bytes an F16 NaN
+        std::memcpy(&damaged[at + r * matrix->row_bytes], &nan, matrix->type == SBR_TYPE_F32 ? 4 : 2);
+      }
+      for (uint32_t sparse : {0u, 1u}) EXPECT(evaluate(damaged, sparse) > 0);
+    }
+  }
+}
+
+void test_automatic_sparsity() {
+  const TinyModel model(tiny_smallthinker(SBR_TYPE_Q4_0, true));
+  const std::vector<int32_t> tokens = token_stream(40);
+  sbr_session_options options = session_options();
+  options.n_threads = 2;
+  const std::vector<float> expected = prefill_all(model.get(), options, tokens);
+  options.sparse_ffn = SBR_SPARSE_FFN_AUTO;
+  options.row_split = SBR_SPLIT_EQUAL;
+  sbr::Session session(model.get(), options);
+  EXPECT(session.info().sparse_ffn == SBR_SPARSE_FULL && session.info().sparse_ffn_auto == 1);
+  EXPECT(session.info().row_split == SBR_SPLIT_EQUAL);
+  EXPECT(same_bits(decode_all(session, tokens), expected));
+  EXPECT(session.layer_counters(0).sparse_ffn <= 1 && session.layer_counters(0).sparse_ffn_batch == 1);
+  EXPECT(same_bits(prefill_all(model.get(), options, tokens), expected));
+  for (int i = 0; i < 2; ++i) {
+    sbr_session_options wrong = session_options();
+    (i == 0 ? wrong.sparse_ffn : wrong.row_split) = 3;
+    try {
+      sbr::Session refused(model.get(), wrong);
+      EXPECT(!"an unknown number was accepted");
+    } catch (const sbr::Error& error) {
+      EXPECT(error.status() == SBR_ERR_ARGUMENT && contains(error.what(), i == 0 ? "sparse_ffn" : "row_split"));
+    }
+  }
+}
+
+void test_what_loading_took() {
+  const sbr_synth_spec spec = tiny_smallthinker(SBR_TYPE_Q4_0, false);
+  const sbr_model_info mapped = TinyModel(spec).get().info(), read = TinyModel(spec, SBR_LOAD_READ).get().info();
+  EXPECT(mapped.load_ns > 0 && mapped.anonymous_bytes == 0);
+  EXPECT(read.load_ns > 0 && read.anonymous_bytes == read.file_bytes);
+  EXPECT(TinyModel(spec, SBR_LOAD_MMAP, true).get().info().anonymous_bytes > 0);
+  for (size_t bytes : {size_t{1}, size_t{2} << 20, (size_t{5} << 20) + 12345}) {
+    sbr::Pages pages(bytes, true);
+    pages.touch();
+    pages.data()[bytes - 1] = 1;
+    EXPECT(bytes < sbr::Pages::kHuge || reinterpret_cast<uintptr_t>(pages.data()) % sbr::Pages::kHuge == 0);
+  }
+}
+
 // A cache that no machine holds is refused when its pages are to be resident, not met by the kernel's killer.
 void test_impossible_cache() {
   sbr_synth_spec spec = tiny_spec("llama", SBR_TYPE_Q4_0);
@@ -305,6 +391,9 @@ int main() {
   test_loading_refuses();
   test_loading_refuses_hostile_numbers();
   test_loading_refuses_ignored_features();
+  test_damaged_weights_are_noticed();
+  test_automatic_sparsity();
+  test_what_loading_took();
   test_impossible_cache();
   test_unsupported_switches();
   return finish("test_session");

@@ -58,6 +58,14 @@ sbr_synth_spec golden_spec(const char* architecture, uint32_t type) {
   } else {
     spec.tied_output = 0;
   }
+  if (std::strcmp(architecture, "qwen3moe") == 0) {
+    spec.n_expert = 8;
+    spec.n_expert_used = 2;
+  }
+  if (std::strcmp(architecture, "gemma3n") == 0) {
+    spec.tied_output = 1;
+    spec.sliding_window = 64;
+  }
   return spec;
 }
 
@@ -105,6 +113,8 @@ void test_golden() {
       {"smallthinker", SBR_TYPE_Q4_0, 230400, 0x14951f6360a6b393},
       {"qwen3", SBR_TYPE_Q4_0, 78912, 0x5c0ae26ab8fdc79d},
       {"llama", SBR_TYPE_Q8_0, 140448, 0x9fb861ef3e370292},
+      {"qwen3moe", SBR_TYPE_Q4_0, 228544, 0x44e00e39cc0886ee},
+      {"gemma3n", SBR_TYPE_Q4_0, 349248, 0x74a5980279e44dee},
   };
   for (const auto& expected : golden) {
     const sbr_synth_spec spec = golden_spec(expected.architecture, expected.type);
@@ -303,8 +313,9 @@ void expect_refused(const char* architecture, const std::function<void(sbr_synth
 
 void test_refusals() {
   const char* st = "smallthinker";
-  REFUSED(st, s.architecture[0] = 'S', "\"Smallthinker\" is not supported (supported: smallthinker, qwen3, llama)",
-          __LINE__, SBR_ERR_UNSUPPORTED);
+  REFUSED(st, s.architecture[0] = 'S',
+          "\"Smallthinker\" is not supported (supported: smallthinker, qwen3, qwen3moe, llama, gemma3n)", __LINE__,
+          SBR_ERR_UNSUPPORTED);
   REFUSED(st, s.weight_type = SBR_TYPE_Q4_K, "weight_type q4_k is not supported (supported: f32, f16, q8_0, q4_0)",
           __LINE__, SBR_ERR_UNSUPPORTED);
   REFUSED(st, s.n_layer = 0, "n_layer is 0, expected 1 to 1024", __LINE__);
@@ -322,6 +333,11 @@ void test_refusals() {
   REFUSED(st, s.rope_freq_base = 0, "rope_freq_base is not between", __LINE__);
   static const uint16_t impossible[] = {500, 1000};
   REFUSED(st, s.zero_share = impossible, "zero_share[1] is 1000, expected 1 to 999", __LINE__);
+  REFUSED("qwen3moe", s.n_expert_used = 9, "n_expert_used is 9, expected 1 to 8", __LINE__);
+  REFUSED("qwen3moe", s.transposed_down = 1, "transposed_down is 1, but qwen3moe models have none", __LINE__);
+  REFUSED("gemma3n", s.sliding_window = 0, "sliding_window is 0, expected 1 to 1048576", __LINE__);
+  REFUSED("gemma3n", s.n_vocab = 260, "n_vocab is 260, expected 261 to 4194304", __LINE__);
+  REFUSED("gemma3n", s.tied_output = 0, "gemma3n models have a tied output", __LINE__);
   REFUSED("qwen3", s.n_expert = 8, "n_expert is 8, but qwen3 models have none", __LINE__);
   REFUSED("llama", s.zero_share = kShares, "zero_share is given, but llama models have no ReLU", __LINE__);
 }

@@ -50,6 +50,14 @@ inline sbr_synth_spec tiny_smallthinker(uint32_t weight_type, bool transposed) {
   return spec;
 }
 
+inline sbr_synth_spec tiny_qwen3moe(uint32_t weight_type) {
+  sbr_synth_spec spec = tiny_spec("qwen3moe", weight_type);
+  spec.n_expert = 20;  // no multiple of a vector's width
+  spec.n_expert_used = 4;
+  spec.tied_output = 0;
+  return spec;
+}
+
 class TinyModel {
  public:
   explicit TinyModel(const sbr_synth_spec& spec, uint32_t load_mode = SBR_LOAD_MMAP, bool requantise_down = false)

@@ -28,8 +28,11 @@ STRUCTS = {
     "sbr_synth_spec": _abi.SynthSpec,
     "sbr_probe_options": _abi.ProbeOptions,
     "sbr_probe_result": _abi.ProbeResult,
+    "sbr_kernel_bench_options": _abi.KernelBenchOptions,
 }
-CONSTANT = re.compile(r"^(ABI_VERSION|OK|(ERR|ISA|TYPE|DOWN|LOAD|SKIPPED|SPARSE|LOGITS)_[A-Z0-9_]+)$")
+CONSTANT = re.compile(
+    r"^(ABI_VERSION|OK|(ERR|ISA|TYPE|DOWN|LOAD|SKIPPED|SPARSE|SPLIT|LOGITS|KERNEL)_[A-Z0-9_]+)$"
+)
 
 
 def constants() -> dict[str, int]:

@@ -31,7 +31,6 @@ extern "C" {
 #define SBR_ABI_VERSION 1
 
 /* ---- status -------------------------------------------------------------------------------- */
-
 typedef int32_t sbr_status;
 enum {
   SBR_OK = 0,
@@ -52,7 +51,6 @@ typedef struct sbr_error {
 } sbr_error;
 
 /* ---- the library --------------------------------------------------------------------------- */
-
 SBR_API uint32_t sbr_abi_version(void);
 
 /* Version, compiler, flags and target as a JSON object. Static storage. */
@@ -63,9 +61,12 @@ enum {
   SBR_ISA_AUTO = 0, /* the best one that this CPU supports */
   SBR_ISA_SCALAR = 1,
   SBR_ISA_AVX2 = 10,       /* AVX2 + FMA + F16C */
+  SBR_ISA_AVXVNNI = 15,    /* AVX2 + AVX-VNNI, for CPUs without AVX-512 */
   SBR_ISA_AVX512VNNI = 20, /* AVX-512 F, BW, VL, DQ, VNNI */
+  SBR_ISA_AMX = 30,        /* AVX-512 VNNI + AMX tiles for batches; never SBR_ISA_AUTO: not yet run on hardware */
   SBR_ISA_NEON = 40,
-  SBR_ISA_NEON_DOTPROD = 50
+  SBR_ISA_NEON_DOTPROD = 50,
+  SBR_ISA_NEON_I8MM = 60 /* dot products + int8 matrix products for batches */
 };
 
 typedef struct sbr_isa_info {
@@ -82,7 +83,6 @@ SBR_API uint32_t sbr_isa_count(void);
 SBR_API sbr_status sbr_isa_get(uint32_t index, sbr_isa_info* out, sbr_error* error);
 
 /* ---- GGUF files ---------------------------------------------------------------------------- */
-
 /* Tensor types: the numbers of the GGUF format. */
 enum {
   SBR_TYPE_F32 = 0,
@@ -106,7 +106,6 @@ SBR_API sbr_status sbr_gguf_describe(const char* path, uint64_t max_array_items,
 SBR_API void sbr_string_free(char* string);
 
 /* ---- models -------------------------------------------------------------------------------- */
-
 typedef struct sbr_model sbr_model;
 
 /* What the file's expert down matrices are, and what the model holds. */
@@ -118,10 +117,7 @@ enum {
 };
 
 /* How weights reach memory. */
-enum {
-  SBR_LOAD_MMAP = 0, /* mapped read-only, shared page cache */
-  SBR_LOAD_READ = 1  /* read into anonymous memory */
-};
+enum { SBR_LOAD_MMAP = 0 /* mapped read-only, shared page cache */, SBR_LOAD_READ = 1 /* anonymous memory */ };
 
 typedef struct sbr_model_options {
   uint32_t struct_size;
@@ -156,6 +152,8 @@ typedef struct sbr_model_info {
   uint64_t weight_bytes; /* sum over tensors */
   char architecture[32];
   char name[96];
+  uint64_t load_ns;         /* what sbr_model_load took */
+  uint64_t anonymous_bytes; /* weights held outside the page cache: read, or re-quantised */
 } sbr_model_info;
 
 /* Fills defaults (mmap, no re-quantisation, no populate) and struct_size. */
@@ -176,7 +174,6 @@ SBR_API sbr_status sbr_model_get_info(const sbr_model* model, sbr_model_info* ou
 SBR_API const char* sbr_model_warnings(const sbr_model* model);
 
 /* ---- sessions ------------------------------------------------------------------------------ */
-
 typedef struct sbr_session sbr_session;
 
 /* What a skipped lm_head row's logit becomes. */
@@ -184,6 +181,13 @@ enum {
   SBR_SKIPPED_EXCLUDED = 0, /* -infinity: never sampled */
   SBR_SKIPPED_ZERO = 1      /* 0, the published framework's behaviour; for reproducing it only */
 };
+
+/* The sparse_ffn option beyond 0 and 1: each layer uses whichever was faster when both were tried, during the first six
+ * evaluations of a kind (single tokens, batches) and again every 256. The results are the same bits. */
+enum { SBR_SPARSE_FFN_AUTO = 2 };
+
+/* How rows are shared out between threads: by the speed that each has shown, or equally. */
+enum { SBR_SPLIT_MEASURED = 0, SBR_SPLIT_EQUAL = 1 };
 
 typedef struct sbr_session_options {
   uint32_t struct_size;
@@ -195,11 +199,12 @@ typedef struct sbr_session_options {
   uint32_t n_batch;         /* most tokens evaluated together in prefill, at most 4096; lowered to n_ctx if above */
   uint32_t kv_type;         /* SBR_TYPE_F16 or SBR_TYPE_F32 */
   uint32_t kv_touch;        /* 1: write every KV page at creation, so that it is resident */
-  uint32_t sparse_ffn;      /* 1: skip neurons whose ReLU output is zero (exact) */
+  uint32_t sparse_ffn;      /* 1: skip neurons whose ReLU output is zero (exact); 2: SBR_SPARSE_FFN_AUTO */
   uint32_t sparse_lm_head;  /* 1: in decode, compute only rows that the predictor keeps */
   float lm_head_threshold;  /* a row is kept when its predictor score is > this */
   uint32_t lm_head_skipped; /* SBR_SKIPPED_* */
   uint32_t phase_timing;    /* 1: fill the ns_* counters */
+  uint32_t row_split;       /* SBR_SPLIT_* */
 } sbr_session_options;
 
 /* How far the sparse FFN reaches, as effective. */
@@ -219,10 +224,12 @@ typedef struct sbr_session_info {
   uint32_t sparse_ffn; /* SBR_SPARSE_* */
   uint32_t sparse_lm_head;
   float lm_head_threshold;
-  uint32_t n_past;        /* tokens in the KV cache */
-  uint64_t kv_bytes;      /* allocated */
-  uint64_t scratch_bytes; /* activations, logits and per-thread buffers, as allocated; without the KV cache, the
-                           * experts' plan, counters and thread stacks */
+  uint32_t n_past;          /* tokens in the KV cache */
+  uint64_t kv_bytes;        /* allocated */
+  uint64_t scratch_bytes;   /* activations, logits and per-thread buffers, as allocated; without the KV cache, the
+                             * experts' plan, counters and thread stacks */
+  uint32_t sparse_ffn_auto; /* 1: sparse_ffn says how far it reaches in layers that use it */
+  uint32_t row_split;       /* SBR_SPLIT_* */
 } sbr_session_info;
 
 /* Fills defaults (1 thread, auto ISA, n_ctx 4096, n_batch 64, f16 KV, dense, threshold 0, phase
@@ -289,7 +296,6 @@ SBR_API sbr_status sbr_decode(sbr_session* session, const int32_t* tokens, uint3
                               const sbr_capture* capture, sbr_error* error);
 
 /* ---- counters ------------------------------------------------------------------------------ */
-
 /* Sums since creation or the last reset, prefill and decode together (reset between them to tell
  * them apart). Bytes are what the kernels were asked to read, not what a cache missed.
  * In a batch a weight row counts once, however many of its tokens use it (embedding rows: once per token). */
@@ -314,6 +320,8 @@ typedef struct sbr_counters {
   uint64_t ns_ffn;
   uint64_t ns_lm_head;
   uint64_t ns_barrier; /* waiting for other threads, in whichever phase and at a step's end */
+  uint64_t nonfinite;  /* vectors found to hold an infinity or a NaN, which quantising or a ReLU may hide from the
+                        * logits: above 0, the results are worthless */
 } sbr_counters;
 
 typedef struct sbr_layer_counters {
@@ -321,6 +329,8 @@ typedef struct sbr_layer_counters {
   uint32_t layer;
   uint64_t neurons_examined;
   uint64_t neurons_active;
+  uint32_t sparse_ffn;       /* 1: single tokens skip zero neurons in this layer, by option or by choice */
+  uint32_t sparse_ffn_batch; /* 1: batches do */
 } sbr_layer_counters;
 
 SBR_API sbr_status sbr_session_get_counters(const sbr_session* session, sbr_counters* out, sbr_error* error);
@@ -332,7 +342,6 @@ SBR_API sbr_status sbr_session_get_expert_counts(const sbr_session* session, uin
 SBR_API sbr_status sbr_session_reset_counters(sbr_session* session, sbr_error* error);
 
 /* ---- synthetic models ---------------------------------------------------------------------- */
-
 /* Return non-zero to stop; the unfinished file is then removed. */
 typedef int32_t (*sbr_progress)(void* user, uint64_t done_bytes, uint64_t total_bytes);
 
@@ -346,11 +355,11 @@ typedef struct sbr_synth_spec {
   uint32_t n_head_kv;
   uint32_t head_dim;
   uint32_t n_ff;
-  uint32_t n_expert; /* 0: dense FFN (qwen3, llama) */
+  uint32_t n_expert; /* 0: dense FFN (qwen3, llama, gemma3n) */
   uint32_t n_expert_used;
   uint32_t n_vocab;
   uint32_t n_ctx_train;
-  uint32_t sliding_window; /* smallthinker: 0 or the window */
+  uint32_t sliding_window; /* smallthinker: 0 or the window; gemma3n: the window */
   uint32_t tied_output;
   uint32_t transposed_down; /* 1: expert down matrices as [D,F] */
   uint32_t predictor_rank;  /* smallthinker: 0 or the lm_head predictor's rank */
@@ -362,7 +371,7 @@ typedef struct sbr_synth_spec {
   uint32_t hot_experts;       /* this many experts of each layer are preferred ... */
   uint32_t hot_share;         /* ... so that they take about this share of selections; 0: no skew */
   uint32_t lm_head_keep;      /* share of rows that the predictor keeps at threshold 0 */
-  char architecture[32];      /* "smallthinker", "qwen3", "llama" */
+  char architecture[32];      /* "smallthinker", "qwen3", "qwen3moe", "llama"; "gemma3n" is written, not run */
   char name[96];
 } sbr_synth_spec;
 
@@ -374,7 +383,6 @@ SBR_API sbr_status sbr_synth_write(const sbr_synth_spec* spec, const char* path,
                                    sbr_error* error);
 
 /* ---- what the machine can do (roofline) ------------------------------------------------------ */
-
 typedef struct sbr_probe_options {
   uint32_t struct_size;
   uint32_t n_threads;
@@ -402,6 +410,38 @@ SBR_API sbr_status sbr_probe_gather(const sbr_probe_options* options, sbr_probe_
 /* Random aligned reads of row_bytes from an existing file by n_threads threads. */
 SBR_API sbr_status sbr_probe_storage(const char* path, const sbr_probe_options* options, sbr_probe_result* out,
                                      sbr_error* error);
+
+/* ---- one kernel at a time (benchmarks) -------------------------------------------------------- */
+typedef struct sbr_kernel_bench sbr_kernel_bench;
+
+enum {
+  SBR_KERNEL_GEMV = 0,        /* all rows times one token */
+  SBR_KERNEL_GATHER_GEMV = 1, /* the kept rows times one token */
+  SBR_KERNEL_GEMM = 2,        /* all rows times n_tokens */
+  SBR_KERNEL_AXPY_ROWS = 3,   /* sum of the kept rows */
+  SBR_KERNEL_QUANTISE = 4     /* n_cols activations of one token; no weights */
+};
+
+typedef struct sbr_kernel_bench_options {
+  uint32_t struct_size;
+  uint32_t isa;         /* SBR_ISA_* */
+  uint32_t kernel;      /* SBR_KERNEL_* */
+  uint32_t weight_type; /* SBR_TYPE_* */
+  uint32_t n_rows;
+  uint32_t n_cols;   /* a multiple of 32, and of the type's block */
+  uint32_t n_tokens; /* GEMM only */
+  uint32_t keep;     /* GATHER_GEMV and AXPY_ROWS: 1/1000 of the rows, scattered */
+} sbr_kernel_bench_options;
+
+/* Makes weights (at most 4 GiB) and inputs for one kernel of one instruction set. Errors: ARGUMENT, UNSUPPORTED
+ * (ISA not available here, or a type without that kernel), MEMORY. */
+SBR_API sbr_status sbr_kernel_bench_create(const sbr_kernel_bench_options* options, sbr_kernel_bench** bench,
+                                           sbr_error* error);
+/* Calls the kernel `calls` times on the calling thread: `bytes` of weight rows read (QUANTISE: of floats), `ns` for all
+ * calls together, `operations` multiply-adds (QUANTISE: values). */
+SBR_API sbr_status sbr_kernel_bench_run(sbr_kernel_bench* bench, uint32_t calls, sbr_probe_result* out,
+                                        sbr_error* error);
+SBR_API void sbr_kernel_bench_free(sbr_kernel_bench* bench);
 
 #ifdef __cplusplus
 }

@@ -58,13 +58,27 @@ class Buffer {
 // the system refuse at once (std::bad_alloc) what it cannot hold, rather than end the process at some later touch.
 class Pages {
  public:
+  static constexpr size_t kHuge = 2 << 20;  // x86-64, and aarch64 with pages of 4 KB
+
   Pages() = default;
   Pages(size_t bytes, bool whole) : bytes_(bytes) {
     if (bytes == 0) return;
     const int flags = MAP_PRIVATE | MAP_ANONYMOUS | (whole ? 0 : MAP_NORESERVE);
-    void* map = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, flags, -1, 0);
+    // Kernels before 6.7 do not align a mapping to huge pages, and the first and last of a misaligned one stay small.
+    const size_t spare = whole && bytes >= kHuge ? kHuge : 0;
+    if (bytes > SIZE_MAX - spare) throw std::bad_alloc();
+    void* map = mmap(nullptr, bytes + spare, PROT_READ | PROT_WRITE, flags, -1, 0);
     if (map == MAP_FAILED) throw std::bad_alloc();
     data_ = static_cast<uint8_t*>(map);
+    if (spare != 0) {
+      const size_t page = static_cast<size_t>(sysconf(_SC_PAGESIZE));
+      const size_t head = (kHuge - reinterpret_cast<uintptr_t>(data_) % kHuge) % kHuge;
+      const size_t used = (bytes + page - 1) / page * page;
+      const size_t mapped = (bytes + spare + page - 1) / page * page;
+      if (head != 0) munmap(data_, head);
+      data_ += head;
+      if (head + used < mapped) munmap(data_ + used, mapped - head - used);
+    }
 #ifdef MADV_HUGEPAGE
     if (whole) madvise(data_, bytes, MADV_HUGEPAGE);
 #endif

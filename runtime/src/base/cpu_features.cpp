@@ -4,6 +4,8 @@
 
 #if defined(__x86_64__)
 #include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 #elif defined(__aarch64__)
 #include <sys/auxv.h>
 #endif
@@ -18,6 +20,12 @@ uint64_t extended_control_register() {
   uint32_t low, high;
   __asm__ volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
   return ((uint64_t)high << 32) | low;
+}
+
+// Linux lets a process use the tile registers (8 KiB more in every signal frame) only once it has asked.
+bool may_use_tiles() {
+  constexpr long kRequestPermission = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
+  return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
 }
 
 CpuFeatures detect() {
@@ -37,6 +45,10 @@ CpuFeatures detect() {
   f.avx512bw = zmm && ((ebx >> 30) & 1);
   f.avx512vl = zmm && ((ebx >> 31) & 1);
   f.avx512vnni = zmm && ((ecx >> 11) & 1);
+  const bool tiles = (saved & 0x60000) == 0x60000;  // tile configuration and data
+  f.amx = tiles && ((edx >> 24) & 1) && ((edx >> 25) & 1) && may_use_tiles();
+  if (eax < 1 || !__get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx)) return f;
+  f.avxvnni = ymm && ((eax >> 4) & 1);
   return f;
 }
 
@@ -48,6 +60,7 @@ CpuFeatures detect() {
   CpuFeatures f = {};
   f.neon = (capabilities >> 1) & 1;
   f.dotprod = (capabilities >> 20) & 1;
+  f.i8mm = (getauxval(AT_HWCAP2) >> 13) & 1;
   return f;
 }
 

@@ -14,9 +14,12 @@ struct CpuFeatures {
   bool avx512dq;
   bool avx512vl;
   bool avx512vnni;
+  bool avxvnni;
+  bool amx;  // tiles and int8 products; permission to use them has been granted to this process
   // aarch64
   bool neon;
   bool dotprod;
+  bool i8mm;
 };
 
 // Detected once; safe from any thread.

@@ -82,9 +82,14 @@ void Gate::advance() {
   }
 }
 
-void Gate::wait_beyond(uint32_t seen, uint32_t spins) {
+void Gate::wait_beyond(uint32_t seen, uint32_t spins, Ahead* ahead) {
   for (uint32_t i = 0; i < spins; ++i) {
     if (value() != seen) return;
+    if (ahead != nullptr && ahead->at < ahead->end) {
+      __builtin_prefetch(ahead->at, 0, 2);
+      ahead->at += 64;
+      continue;
+    }
     pause_cpu();
   }
   sleepers_.fetch_add(1, std::memory_order_seq_cst);
@@ -174,14 +179,14 @@ void ThreadPool::work(uint32_t tid) {
   }
 }
 
-void ThreadPool::barrier() {
+void ThreadPool::barrier(Ahead* ahead) {
   if (n_threads_ == 1) return;
   const uint32_t seen = release_.value();
   if (arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 == n_threads_) {
     arrived_.store(0, std::memory_order_relaxed);
     release_.advance();
   } else {
-    release_.wait_beyond(seen, spins_);
+    release_.wait_beyond(seen, spins_, ahead);
   }
 }
 

@@ -15,12 +15,18 @@
 
 namespace sbr {
 
+// Memory that a waiting thread fetches into its second-level cache.
+struct Ahead {
+  const uint8_t* at = nullptr;
+  const uint8_t* end = nullptr;
+};
+
 // A number that threads wait on until it changes.
 class Gate {
  public:
   uint32_t value() const { return value_.load(std::memory_order_acquire); }
-  void advance();                                   // value + 1; wakes whoever sleeps
-  void wait_beyond(uint32_t seen, uint32_t spins);  // until value() != seen
+  void advance();                                                           // value + 1; wakes whoever sleeps
+  void wait_beyond(uint32_t seen, uint32_t spins, Ahead* ahead = nullptr);  // until value() != seen
 
  private:
   std::atomic<uint32_t> value_{0};
@@ -43,7 +49,7 @@ class ThreadPool {
   // fn must not throw and must call barrier() equally often on every thread. One caller at a time; the caller
   // is pinned as thread 0 if it is not yet.
   void run(const std::function<void(uint32_t)>& fn);
-  void barrier();
+  void barrier(Ahead* ahead = nullptr);
 
   // Operating-system ids; [0] is the thread that made the pool.
   const std::vector<int32_t>& thread_ids() const { return ids_; }

@@ -5,6 +5,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "kernels/avx2_dot.h"
 #include "kernels/avx2_matrix.h"
 #include "kernels/kernels.h"
 #include "kernels/matrix_table.h"
@@ -148,22 +149,11 @@ void axpy_rows_blocks(const uint8_t* w, size_t row_bytes, const uint32_t* rows, 
 
 // ---- the table
 
-SBR_MATRIX_KERNELS(q4_0, Q4_0, avx2)
-SBR_MATRIX_KERNELS(q4_1, Q4_1, avx2)
-SBR_MATRIX_KERNELS(q8_0, Q8_0, avx2)
-SBR_MATRIX_KERNELS(q4_k, Q4_K, avx2)
-SBR_MATRIX_KERNELS(q6_k, Q6_K, avx2)
+SBR_QUANTISED_KERNELS(avx2)
 
 constexpr Kernels make_table() {
-  Kernels k = {};
-  k.isa = SBR_ISA_AVX2;
-  k.name = "avx2";
+  Kernels k = quantised_table(SBR_ISA_AVX2, "avx2", axpy_rows_blocks<BlockQ4_0>, axpy_rows_blocks<BlockQ8_0>);
   set_float_kernels(&k, SBR_TYPE_F32, SBR_TYPE_F16, SBR_TYPE_BF16);
-  k.weights[SBR_TYPE_Q4_0] = q4_0_kernels(axpy_rows_blocks<BlockQ4_0>);
-  k.weights[SBR_TYPE_Q8_0] = q8_0_kernels(axpy_rows_blocks<BlockQ8_0>);
-  k.weights[SBR_TYPE_Q4_1] = q4_1_kernels(nullptr);
-  k.weights[SBR_TYPE_Q4_K] = q4_k_kernels(nullptr);
-  k.weights[SBR_TYPE_Q6_K] = q6_k_kernels(nullptr);
   return k;
 }
 

@@ -140,22 +140,12 @@ size_t compact_greater_avx512vnni(const float* x, size_t n, float threshold, uin
 
 // ---- the table
 
-SBR_MATRIX_KERNELS(q4_0, Q4_0, avx512vnni)
-SBR_MATRIX_KERNELS(q4_1, Q4_1, avx512vnni)
-SBR_MATRIX_KERNELS(q8_0, Q8_0, avx512vnni)
-SBR_MATRIX_KERNELS(q4_k, Q4_K, avx512vnni)
-SBR_MATRIX_KERNELS(q6_k, Q6_K, avx512vnni)
+SBR_QUANTISED_KERNELS(avx512vnni)
 
 constexpr Kernels make_table() {
-  Kernels k = {};
-  k.isa = SBR_ISA_AVX512VNNI;
-  k.name = "avx512vnni";
+  Kernels k =
+      quantised_table(SBR_ISA_AVX512VNNI, "avx512vnni", axpy_rows_blocks<BlockQ4_0>, axpy_rows_blocks<BlockQ8_0>);
   set_float_kernels(&k, SBR_TYPE_F32, SBR_TYPE_F16, SBR_TYPE_BF16);
-  k.weights[SBR_TYPE_Q4_0] = q4_0_kernels(axpy_rows_blocks<BlockQ4_0>);
-  k.weights[SBR_TYPE_Q8_0] = q8_0_kernels(axpy_rows_blocks<BlockQ8_0>);
-  k.weights[SBR_TYPE_Q4_1] = q4_1_kernels(nullptr);
-  k.weights[SBR_TYPE_Q4_K] = q4_k_kernels(nullptr);
-  k.weights[SBR_TYPE_Q6_K] = q6_k_kernels(nullptr);
   k.compact_greater = compact_greater_avx512vnni;
   return k;
 }

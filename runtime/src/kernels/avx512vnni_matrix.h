@@ -12,6 +12,7 @@
 #include <stdint.h>
 #include <string.h>
 
+#include "kernels/avx512_panel.h"
 #include "kernels/avx512vnni_types.h"
 #include "kernels/kernels.h"
 #include "kernels/tiles.h"
@@ -27,18 +28,6 @@ __m512i fold_partials(__m512i s0, __m512i s1, __m512i s2, __m512i s3) {
   const __m512i s01 = _mm512_add_epi32(_mm512_unpacklo_epi32(s0, s1), _mm512_unpackhi_epi32(s0, s1));
   const __m512i s23 = _mm512_add_epi32(_mm512_unpacklo_epi32(s2, s3), _mm512_unpackhi_epi32(s2, s3));
   return _mm512_add_epi32(_mm512_unpacklo_epi64(s01, s23), _mm512_unpackhi_epi64(s01, s23));
-}
-
-// Transposes 128-bit lanes: out[i] = {v[0] lane i, v[1] lane i, ...}.
-void transpose_lanes(const __m512i* v, __m512i* out) {
-  const __m512i a = _mm512_shuffle_i32x4(v[0], v[1], 0x44);
-  const __m512i b = _mm512_shuffle_i32x4(v[2], v[3], 0x44);
-  const __m512i c = _mm512_shuffle_i32x4(v[0], v[1], 0xee);
-  const __m512i d = _mm512_shuffle_i32x4(v[2], v[3], 0xee);
-  out[0] = _mm512_shuffle_i32x4(a, b, 0x88);
-  out[1] = _mm512_shuffle_i32x4(a, b, 0xdd);
-  out[2] = _mm512_shuffle_i32x4(c, d, 0x88);
-  out[3] = _mm512_shuffle_i32x4(c, d, 0xdd);
 }
 
 // The activation's quants of one step in the lanes of T::unpack, and what makes up for kOffset.
@@ -85,11 +74,8 @@ __m512 step_rows(const uint8_t* const* row, size_t step, size_t valid, const Act
       __m512i first, second;
       T::template unpack<kFull>(row[r], step, valid, r, &scales, &first, &second);
       if constexpr (T::kHalfBlockScales) {
-        __m512i scale_first, scale_second;
-        T::half_scales(row[r], step, &scale_first, &scale_second);
-        partial[i] =
-            _mm512_add_epi32(_mm512_mullo_epi32(_mm512_dpbusd_epi32(in.start, first, in.first), scale_first),
-                             _mm512_mullo_epi32(_mm512_dpbusd_epi32(in.start_second, second, in.second), scale_second));
+        partial[i] = T::scaled(row[r], step, _mm512_dpbusd_epi32(in.start, first, in.first),
+                               _mm512_dpbusd_epi32(in.start_second, second, in.second));
       } else {
         partial[i] = _mm512_dpbusd_epi32(_mm512_dpbusd_epi32(in.start, first, in.first), second, in.second);
       }
@@ -149,90 +135,6 @@ void rows_times_vector(const uint8_t* w, size_t row_bytes, const uint32_t* rows,
 
 // ---- rule 4: rows times several vectors
 
-// A step of 16 rows, unpacked and transposed once for all tokens: quad k of block b holds elements 4 k .. 4 k + 3 of
-// 16 rows, so that a vpdpbusd with a broadcast activation needs no folding.
-struct UnpackedStep {
-  __m512i first[4][4];   // quads 0..3
-  __m512i second[4][4];  // quads 4..7
-  __m512 scale[4];
-  __m512 min[4];
-  __m512i half_scale[4][2];
-};
-
-// Transposes the 16 x 16 dwords of 16 rows; dword 4 b + k goes to out[b][k].
-void transpose_dwords(const __m512i* v, __m512i (*out)[4]) {
-  __m512i fours[4][4];  // [quad][row group]: 128-bit lane b holds quad of block b, 4 rows
-  for (int g = 0; g < 4; ++g) {
-    const __m512i a = _mm512_unpacklo_epi32(v[4 * g], v[4 * g + 1]);
-    const __m512i b = _mm512_unpackhi_epi32(v[4 * g], v[4 * g + 1]);
-    const __m512i c = _mm512_unpacklo_epi32(v[4 * g + 2], v[4 * g + 3]);
-    const __m512i d = _mm512_unpackhi_epi32(v[4 * g + 2], v[4 * g + 3]);
-    fours[0][g] = _mm512_unpacklo_epi64(a, c);
-    fours[1][g] = _mm512_unpackhi_epi64(a, c);
-    fours[2][g] = _mm512_unpacklo_epi64(b, d);
-    fours[3][g] = _mm512_unpackhi_epi64(b, d);
-  }
-  for (int quad = 0; quad < 4; ++quad) {
-    __m512i blocks[4];
-    transpose_lanes(fours[quad], blocks);
-    for (int b = 0; b < 4; ++b) out[b][quad] = blocks[b];
-  }
-}
-
-template <class T, bool kFull>
-void unpack_step(const uint8_t* const* row, size_t step, size_t valid, UnpackedStep* out) {
-  typename T::Scales scales;
-  __m512i first[16], second[16];
-#pragma GCC unroll 16
-  for (int r = 0; r < 16; ++r) T::template unpack<kFull>(row[r], step, valid, r, &scales, &first[r], &second[r]);
-  transpose_dwords(first, out->first);
-  transpose_dwords(second, out->second);
-  scales.finish(out->scale);
-  if constexpr (T::kHasMin) scales.finish_min(out->min);
-  if constexpr (T::kHalfBlockScales) {
-    alignas(64) int32_t staged[8][16];
-    for (int r = 0; r < 16; ++r) {
-      int8_t half[8];
-      T::copy_half_scales(row[r], step, half);
-      for (int h = 0; h < 8; ++h) staged[h][r] = half[h];
-    }
-    for (int h = 0; h < 8; ++h) out->half_scale[h / 2][h % 2] = _mm512_load_si512(staged[h]);
-  }
-}
-
-// The activations of up to 64 tokens and 16 blocks, packed so that a block's are contiguous over tokens: rows of q lie
-// a multiple of 8 cache lines apart and would compete for the same lines of the first-level cache.
-constexpr size_t kPanelTokens = 64;
-constexpr size_t kPanelBlocks = 16;
-
-struct Panel {
-  int8_t q[kPanelBlocks][kPanelTokens][kBlock];
-  float d[kPanelBlocks][kPanelTokens];
-  float sum[kPanelBlocks][kPanelTokens];
-  int32_t start[kPanelBlocks][2][kPanelTokens];  // -kOffset * the sum of q, of the block or of its halves
-};
-
-template <class T>
-void pack_panel(const Activation* x, size_t n_tokens, size_t block_begin, size_t blocks, Panel* panel) {
-  for (size_t t = 0; t < n_tokens; ++t) {
-    for (size_t b = 0; b < blocks; ++b) {
-      const int8_t* q = x[t].q + (block_begin + b) * kBlock;
-      memcpy(panel->q[b][t], q, kBlock);
-      panel->d[b][t] = x[t].d[block_begin + b];
-      if (T::kHasMin) panel->sum[b][t] = x[t].sum[block_begin + b];
-      if (T::kOffset) {
-        int32_t first = 0, second = 0;
-        for (size_t i = 0; i < kBlock / 2; ++i) {
-          first += q[i];
-          second += q[i + kBlock / 2];
-        }
-        panel->start[b][0][t] = -T::kOffset * (T::kHalfBlockScales ? first : first + second);
-        panel->start[b][1][t] = -T::kOffset * second;
-      }
-    }
-  }
-}
-
 __m512i quad_dot(__m512i sum, __m512i weights, const int8_t* q) {
   int32_t four;
   memcpy(&four, q, sizeof four);
@@ -244,8 +146,8 @@ template <class T>
 void block_times_panel(const UnpackedStep& w, size_t b, const Panel& x, size_t p, size_t n_tokens, __m512* acc) {
   __m512i first[4], second[4];
   for (int k = 0; k < 4; ++k) {
-    first[k] = w.first[b][k];
-    second[k] = w.second[b][k];
+    first[k] = w.quad[b][k];
+    second[k] = w.quad[b][4 + k];
   }
   const __m512 scale = w.scale[b];
   for (size_t t = 0; t < n_tokens; ++t) {
@@ -268,53 +170,15 @@ void block_times_panel(const UnpackedStep& w, size_t b, const Panel& x, size_t p
   }
 }
 
-// Adds the panel's blocks to y, which holds the sums of the blocks before them (nothing when block_begin is 0).
-template <class T>
-void rows_times_panel(const uint8_t* w, size_t row_bytes, size_t n_rows, const Panel& panel, size_t n_tokens,
-                      size_t block_begin, size_t blocks, float* y, size_t y_stride) {
-  for (size_t r = 0; r < n_rows; r += 16) {
-    const uint8_t* row[16];
-    const size_t count = tile_rows<16>(w, row_bytes, nullptr, r, n_rows, row);
-    const __mmask16 mask = __mmask16((1u << count) - 1);
-    __m512 acc[kPanelTokens];
-    for (size_t t = 0; t < n_tokens; ++t) {
-      acc[t] = block_begin ? _mm512_maskz_loadu_ps(mask, y + t * y_stride + r) : _mm512_setzero_ps();
-    }
-    for (size_t p = 0; p < blocks; p += kStepBlocks) {
-      const size_t step = (block_begin + p) / kStepBlocks;
-      const size_t valid = blocks - p < kStepBlocks ? blocks - p : kStepBlocks;
-      // The same step of the next tile (15 % more speed than without).
-      for (size_t i = 0; i < 16; ++i) {
-        const uint8_t* next = row[i] + 16 * row_bytes + step * T::kStepBytes;
-        __builtin_prefetch(next, 0, 2);
-        __builtin_prefetch(next + 64, 0, 2);
-      }
-      UnpackedStep unpacked;
-      if (valid == kStepBlocks) {
-        unpack_step<T, true>(row, step, valid, &unpacked);
-      } else {
-        unpack_step<T, false>(row, step, valid, &unpacked);
-      }
-      for (size_t b = 0; b < valid; ++b) block_times_panel<T>(unpacked, b, panel, p + b, n_tokens, acc);
-    }
-    for (size_t t = 0; t < n_tokens; ++t) _mm512_mask_storeu_ps(y + t * y_stride + r, mask, acc[t]);
-  }
-}
-
 template <class T>
 void rows_times_tokens(const uint8_t* w, size_t row_bytes, size_t n_rows, size_t n, const Activation* x,
                        size_t n_tokens, float* y, size_t y_stride) {
   if (n_tokens == 1) return rows_times_vector<T>(w, row_bytes, nullptr, n_rows, n, *x, y);
-  Panel panel;  // 45 KiB of stack
-  for (size_t t = 0; t < n_tokens; t += kPanelTokens) {
-    const size_t tokens = n_tokens - t < kPanelTokens ? n_tokens - t : kPanelTokens;
-    for (size_t block = 0; block < n / kBlock; block += kPanelBlocks) {
-      const size_t left = n / kBlock - block;
-      const size_t blocks = left < kPanelBlocks ? left : kPanelBlocks;
-      pack_panel<T>(x + t, tokens, block, blocks, &panel);
-      rows_times_panel<T>(w, row_bytes, n_rows, panel, tokens, block, blocks, y + t * y_stride, y_stride);
-    }
-  }
+  const auto step_times_panel = [](const UnpackedStep* unpacked, size_t valid, const Panel& panel, size_t p,
+                                   size_t tokens, __m512* acc) {
+    for (size_t b = 0; b < valid; ++b) block_times_panel<T>(*unpacked, b, panel, p + b, tokens, acc);
+  };
+  panels_times_rows<T>(w, row_bytes, n_rows, n, x, n_tokens, step_times_panel, y, y_stride);
 }
 
 }  // namespace

@@ -168,21 +168,53 @@ struct Q8_0 {
   }
 };
 
-// Scales that need arithmetic are staged through memory, one row at a time.
-struct StagedScales {
-  alignas(64) float scale[4][16];
+// Heads of 16 rows' q4_k blocks (d, dmin and the packed scales: 16 bytes) are staged and unpacked with rows in lanes.
+struct HeadScales {
+  alignas(64) __m128i head[16];
+  size_t half;  // of the block: sub-blocks 0..3 or 4..7
+  __m512i d, packed[3];
 
-  StagedScales() { memset(scale, 0, sizeof scale); }
-  void finish(__m512* out) const {
-    for (int b = 0; b < 4; ++b) out[b] = _mm512_load_ps(scale[b]);
+  HeadScales() : head{}, half(0) {}
+
+  // Dwords 0..3 of every row's head, which lie 4 to a row.
+  void transpose() {
+    __m512i quarter[4];
+    for (int i = 0; i < 4; ++i) quarter[i] = _mm512_load_si512(head + 4 * i);
+    const __m512i first = _mm512_setr_epi32(0, 4, 8, 12, 16, 20, 24, 28, 1, 5, 9, 13, 17, 21, 25, 29);
+    const __m512i second = _mm512_add_epi32(first, _mm512_set1_epi32(2));
+    const __m512i low01 = _mm512_permutex2var_epi32(quarter[0], first, quarter[1]);
+    const __m512i high01 = _mm512_permutex2var_epi32(quarter[2], first, quarter[3]);
+    const __m512i low23 = _mm512_permutex2var_epi32(quarter[0], second, quarter[1]);
+    const __m512i high23 = _mm512_permutex2var_epi32(quarter[2], second, quarter[3]);
+    d = _mm512_shuffle_i64x2(low01, high01, 0x44);
+    packed[0] = _mm512_shuffle_i64x2(low01, high01, 0xee);
+    packed[1] = _mm512_shuffle_i64x2(low23, high23, 0x44);
+    packed[2] = _mm512_shuffle_i64x2(low23, high23, 0xee);
+  }
+
+  // q4_k_scale_min() for sub-blocks 4 half .. 4 half + 3: `from` is 0 for scales, 1 for minima.
+  void unpack(int from, __m512 factor, __m512* out) const {
+    const __m512i low6 = _mm512_set1_epi32(63), low4 = _mm512_set1_epi32(15), top2 = _mm512_set1_epi32(0x30);
+    for (unsigned b = 0; b < 4; ++b) {
+      const __m512i first = _mm512_srli_epi32(packed[from], 8 * b);
+      __m512i value = _mm512_and_si512(first, low6);
+      if (half) {
+        value = _mm512_or_si512(_mm512_and_si512(_mm512_srli_epi32(packed[2], 8 * b + 4 * unsigned(from)), low4),
+                                _mm512_and_si512(_mm512_srli_epi32(first, 2), top2));
+      }
+      out[b] = _mm512_mul_ps(factor, _mm512_cvtepi32_ps(value));
+    }
+  }
+
+  void finish(__m512* scale) {
+    transpose();
+    unpack(0, _mm512_cvtph_ps(_mm512_cvtepi32_epi16(d)), scale);
+  }
+  void finish_min(__m512* min) const {  // after finish()
+    const __m512 dmin = _mm512_cvtph_ps(_mm512_cvtepi32_epi16(_mm512_srli_epi32(d, 16)));
+    unpack(1, _mm512_xor_ps(dmin, _mm512_set1_ps(-0.0f)), min);
   }
 };
-
-float f16_at(const uint8_t* p) {
-  uint16_t half;
-  memcpy(&half, p, sizeof half);
-  return _mm_cvtss_f32(_mm_cvtph_ps(_mm_cvtsi32_si128(half)));
-}
 
 struct Q4_K {
   static constexpr int kOffset = 0;
@@ -190,27 +222,28 @@ struct Q4_K {
   static constexpr bool kHalfBlockScales = false;
   static constexpr size_t kStepBytes = sizeof(BlockQ4_K) / 2;  // on average: two steps share one block's head
 
-  struct Scales : StagedScales {
-    StagedScales min;
-    void finish_min(__m512* out) const { min.finish(out); }
-  };
+  struct Scales : HeadScales {};
 
   template <bool kFull>
   static void unpack(const uint8_t* row, size_t step, size_t, int r, Scales* scales, __m512i* first, __m512i* second) {
     const uint8_t* block = row + step / 2 * sizeof(BlockQ4_K);
-    const size_t half = step % 2;
-    const float d = f16_at(block);
-    const float dmin = f16_at(block + 2);
-    for (size_t b = 0; b < 4; ++b) {
-      uint8_t scale, min;
-      q4_k_scale_min(block + offsetof(BlockQ4_K, scales), 4 * half + b, &scale, &min);
-      scales->scale[b][r] = d * float(scale);
-      scales->min.scale[b][r] = -(dmin * float(min));
-    }
+    scales->half = step % 2;
+    scales->head[r] = _mm_loadu_si128(reinterpret_cast<const __m128i*>(block));
     __m512i even, odd;  // {block 0, block 2}, {block 1, block 3}
-    split_nibbles(_mm512_loadu_si512(block + offsetof(BlockQ4_K, nibbles) + 64 * half), &even, &odd);
+    split_nibbles(_mm512_loadu_si512(block + offsetof(BlockQ4_K, nibbles) + 64 * (step % 2)), &even, &odd);
     *first = _mm512_permutex2var_epi64(even, _mm512_setr_epi64(0, 1, 8, 9, 4, 5, 12, 13), odd);
     *second = _mm512_permutex2var_epi64(even, _mm512_setr_epi64(2, 3, 10, 11, 6, 7, 14, 15), odd);
+  }
+};
+
+// One scale per row for all four blocks.
+struct RowScales {
+  alignas(32) uint16_t half[16];
+
+  RowScales() : half{} {}
+  void finish(__m512* scale) const {
+    const __m512 d = _mm512_cvtph_ps(_mm256_load_si256(reinterpret_cast<const __m256i*>(half)));
+    for (int b = 0; b < 4; ++b) scale[b] = d;
   }
 };
 
@@ -220,14 +253,13 @@ struct Q6_K {
   static constexpr bool kHalfBlockScales = true;
   static constexpr size_t kStepBytes = sizeof(BlockQ6_K) / 2;
 
-  struct Scales : StagedScales {};
+  struct Scales : RowScales {};
 
   template <bool kFull>
   static void unpack(const uint8_t* row, size_t step, size_t, int r, Scales* scales, __m512i* first, __m512i* second) {
     const uint8_t* block = row + step / 2 * sizeof(BlockQ6_K);
     const size_t half = step % 2;
-    const float d = f16_at(block + offsetof(BlockQ6_K, d));
-    for (size_t b = 0; b < 4; ++b) scales->scale[b][r] = d;
+    memcpy(&scales->half[r], block + offsetof(BlockQ6_K, d), sizeof scales->half[r]);
     const __m512i low = _mm512_loadu_si512(block + 64 * half);
     const __m512i high = _mm512_broadcast_i64x4(
         _mm256_loadu_si256(reinterpret_cast<const __m256i*>(block + offsetof(BlockQ6_K, high) + 32 * half)));
@@ -247,15 +279,20 @@ struct Q6_K {
     memcpy(out, row + step / 2 * sizeof(BlockQ6_K) + offsetof(BlockQ6_K, scales) + 8 * (step % 2), 8);
   }
 
-  // The same, four times each: lanes as in the partial sums of a dot.
-  static void half_scales(const uint8_t* row, size_t step, __m512i* first, __m512i* second) {
-    int8_t scales[8];
-    copy_half_scales(row, step, scales);
-    const __m512i wide =
-        _mm512_castsi256_si512(_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(scales))));
-    const __m512i even = _mm512_setr_epi32(0, 0, 0, 0, 2, 2, 2, 2, 4, 4, 4, 4, 6, 6, 6, 6);
-    *first = _mm512_permutexvar_epi32(even, wide);
-    *second = _mm512_permutexvar_epi32(_mm512_add_epi32(even, _mm512_set1_epi32(1)), wide);
+  // The sums of the lanes' two products with the scales of their halves. A lane's sum of four fits 16 bits (32 * 127 *
+  // 4), so vpmaddwd multiplies it, here by 256 times the scale, which saves widening the scales.
+  static __m512i scaled(const uint8_t* row, size_t step, __m512i first, __m512i second) {
+    int64_t scales;
+    memcpy(&scales, row + step / 2 * sizeof(BlockQ6_K) + offsetof(BlockQ6_K, scales) + 8 * (step % 2), sizeof scales);
+    const __m512i all = _mm512_set1_epi64(scales);
+    // Byte 1 of each dword: scale 2 b, or 2 b + 1; its other bytes 0.
+    const __m512i even = _mm512_inserti64x4(
+        _mm512_castsi256_si512(_mm256_set_m128i(_mm_set1_epi32(int(0x80800280)), _mm_set1_epi32(int(0x80800080)))),
+        _mm256_set_m128i(_mm_set1_epi32(int(0x80800680)), _mm_set1_epi32(int(0x80800480))), 1);
+    const __m512i odd = _mm512_add_epi32(even, _mm512_set1_epi32(0x100));
+    const __m512i sum = _mm512_add_epi32(_mm512_madd_epi16(first, _mm512_shuffle_epi8(all, even)),
+                                         _mm512_madd_epi16(second, _mm512_shuffle_epi8(all, odd)));
+    return _mm512_srai_epi32(sum, 8);
   }
 };
 

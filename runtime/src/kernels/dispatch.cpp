@@ -14,20 +14,32 @@ struct Entry {
   const Kernels* own;
   const char* requires_features;
   bool (*supported)(const CpuFeatures&);
+  size_t parent;  // whose requirements it includes, and whose kernels it has where it brings none of its own
+  bool by_name_only = false;  // never run on hardware yet: SBR_ISA_AUTO passes it over
 };
 
-// Best last; every entry but the first inherits what it lacks from the one before it, whose requirements it includes.
-const Entry kEntries[] = {
-    {&kScalarKernels, "", [](const CpuFeatures&) { return true; }},
 #if defined(__x86_64__)
-    {&kAvx2Kernels, "avx2,fma,f16c", [](const CpuFeatures& f) { return f.avx2 && f.fma && f.f16c; }},
-    {&kAvx512VnniKernels, "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni",
-     [](const CpuFeatures& f) {
-       return f.avx2 && f.fma && f.f16c && f.avx512f && f.avx512bw && f.avx512dq && f.avx512vl && f.avx512vnni;
-     }},
+bool has_avx2(const CpuFeatures& f) { return f.avx2 && f.fma && f.f16c; }
+bool has_avx512vnni(const CpuFeatures& f) {
+  return has_avx2(f) && f.avx512f && f.avx512bw && f.avx512dq && f.avx512vl && f.avx512vnni;
+}
 #elif defined(__aarch64__)
-    {&kNeonKernels, "neon", [](const CpuFeatures& f) { return f.neon; }},
-    {&kNeonDotprodKernels, "neon,dotprod", [](const CpuFeatures& f) { return f.neon && f.dotprod; }},
+bool has_dotprod(const CpuFeatures& f) { return f.neon && f.dotprod; }
+#endif
+
+// Best last.
+const Entry kEntries[] = {
+    {&kScalarKernels, "", [](const CpuFeatures&) { return true; }, 0},
+#if defined(__x86_64__)
+    {&kAvx2Kernels, "avx2,fma,f16c", has_avx2, 0},
+    {&kAvxVnniKernels, "avx2,fma,f16c,avxvnni", [](const CpuFeatures& f) { return has_avx2(f) && f.avxvnni; }, 1},
+    {&kAvx512VnniKernels, "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni", has_avx512vnni, 1},
+    {&kAmxKernels, "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,amx",
+     [](const CpuFeatures& f) { return has_avx512vnni(f) && f.amx; }, 3, true},
+#elif defined(__aarch64__)
+    {&kNeonKernels, "neon", [](const CpuFeatures& f) { return f.neon; }, 0},
+    {&kNeonDotprodKernels, "neon,dotprod", has_dotprod, 1},
+    {&kNeonI8mmKernels, "neon,dotprod,i8mm", [](const CpuFeatures& f) { return has_dotprod(f) && f.i8mm; }, 2},
 #endif
 };
 constexpr size_t kCount = std::size(kEntries);
@@ -66,7 +78,7 @@ struct Tables {
   Kernels complete[kCount];
   Tables() {
     complete[0] = *kEntries[0].own;
-    for (size_t i = 1; i < kCount; ++i) complete[i] = with_parent(*kEntries[i].own, complete[i - 1]);
+    for (size_t i = 1; i < kCount; ++i) complete[i] = with_parent(*kEntries[i].own, complete[kEntries[i].parent]);
   }
 };
 
@@ -102,7 +114,7 @@ const char* kernels_requires(const Kernels* kernels) {
 const Kernels* kernels_best() {
   size_t best = 0;
   for (size_t i = 0; i < kCount; ++i) {
-    if (kEntries[i].supported(cpu_features())) best = i;
+    if (!kEntries[i].by_name_only && kEntries[i].supported(cpu_features())) best = i;
   }
   return kernels_at(best);
 }

@@ -9,23 +9,28 @@ if(CMAKE_SYSTEM_PROCESSOR MATCHES "^(x86_64|amd64|AMD64)$")
   set(_sbr_avx2 -mavx2 -mfma -mf16c)
   set(_sbr_avx512vnni ${_sbr_avx2} -mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx512vnni)
   set_property(SOURCE ${_sbr_kernels}/avx2.cpp APPEND PROPERTY COMPILE_OPTIONS ${_sbr_avx2})
+  set_property(SOURCE ${_sbr_kernels}/avxvnni.cpp APPEND PROPERTY COMPILE_OPTIONS ${_sbr_avx2} -mavxvnni)
   set_property(SOURCE ${_sbr_kernels}/avx512vnni.cpp APPEND PROPERTY COMPILE_OPTIONS ${_sbr_avx512vnni})
+  set_property(SOURCE ${_sbr_kernels}/amx.cpp APPEND PROPERTY COMPILE_OPTIONS ${_sbr_avx512vnni} -mamx-tile -mamx-int8)
   if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU" AND CMAKE_CXX_COMPILER_VERSION VERSION_LESS 13)
     # gcc 12 warns of its own AVX-512 header, some 900 times (gcc bug 105593).
-    set_property(SOURCE ${_sbr_kernels}/avx512vnni.cpp APPEND PROPERTY COMPILE_OPTIONS
+    set_property(SOURCE ${_sbr_kernels}/avx512vnni.cpp ${_sbr_kernels}/amx.cpp APPEND PROPERTY COMPILE_OPTIONS
                  -Wno-uninitialized -Wno-maybe-uninitialized)
   endif()
 elseif(CMAKE_SYSTEM_PROCESSOR MATCHES "^(aarch64|arm64)$")
   # -mcpu=generic+... is clang's and zig's spelling and gcc's too, except that gcc wants the architecture by -march.
   if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU")
     set(_sbr_dotprod -march=armv8.2-a+dotprod)
+    set(_sbr_i8mm -march=armv8.2-a+dotprod+i8mm)
   else()
     set(_sbr_dotprod -mcpu=generic+v8_2a+dotprod)
+    set(_sbr_i8mm -mcpu=generic+v8_2a+dotprod+i8mm)
   endif()
   set_property(SOURCE ${_sbr_kernels}/neon_dotprod.cpp APPEND PROPERTY COMPILE_OPTIONS ${_sbr_dotprod})
+  set_property(SOURCE ${_sbr_kernels}/neon_i8mm.cpp APPEND PROPERTY COMPILE_OPTIONS ${_sbr_i8mm})
 endif()
 
 # Kernels are hot whatever the build type optimises for (-O2 in RelWithDebInfo leaves the reference's loops scalar).
-foreach(_file scalar avx2 avx512vnni neon neon_dotprod)
+foreach(_file scalar avx2 avxvnni avx512vnni amx neon neon_dotprod neon_i8mm)
   set_property(SOURCE ${_sbr_kernels}/${_file}.cpp APPEND PROPERTY COMPILE_OPTIONS $<$<NOT:$<CONFIG:Debug>>:-O3>)
 endforeach()

@@ -1,7 +1,10 @@
-// The named matrix kernels of one quantised type and one instruction set, after rows_times_vector and rows_times_tokens
-// have been defined. Names follow the grammar <kernel>_<weights>_<activation>_<isa>, because names are what profilers
-// show.
+// The matrix kernels of all quantised types for one instruction set, after rows_times_vector and rows_times_tokens
+// have been defined for the types Q4_0, Q4_1, Q8_0, Q4_K and Q6_K. Names follow the grammar
+// <kernel>_<weights>_<activation>_<isa>, because names are what profilers show.
 #pragma once
+
+#include "kernels/kernels.h"
+#include "sbr/sbr.h"
 
 #define SBR_MATRIX_KERNELS(name, Type, isa)                                                                       \
   void gemv_##name##_q8_0_##isa(const uint8_t* w, size_t row_bytes, size_t n_rows, size_t n, const Activation* x, \
@@ -18,4 +21,23 @@
   }                                                                                                               \
   constexpr WeightKernels name##_kernels(AxpyRowsFn axpy_rows) {                                                  \
     return {gemv_##name##_q8_0_##isa, gather_gemv_##name##_q8_0_##isa, gemm_##name##_q8_0_##isa, axpy_rows};      \
+  }
+
+// The kernels, and the table's quantised part: quantised_table(isa number, name, rule 8 for q4_0, for q8_0).
+#define SBR_QUANTISED_KERNELS(set)                                                                                   \
+  SBR_MATRIX_KERNELS(q4_0, Q4_0, set)                                                                                \
+  SBR_MATRIX_KERNELS(q4_1, Q4_1, set)                                                                                \
+  SBR_MATRIX_KERNELS(q8_0, Q8_0, set)                                                                                \
+  SBR_MATRIX_KERNELS(q4_k, Q4_K, set)                                                                                \
+  SBR_MATRIX_KERNELS(q6_k, Q6_K, set)                                                                                \
+  constexpr Kernels quantised_table(uint32_t number, const char* name, AxpyRowsFn axpy_q4_0, AxpyRowsFn axpy_q8_0) { \
+    Kernels k = {};                                                                                                  \
+    k.isa = number;                                                                                                  \
+    k.name = name;                                                                                                   \
+    k.weights[SBR_TYPE_Q4_0] = q4_0_kernels(axpy_q4_0);                                                              \
+    k.weights[SBR_TYPE_Q8_0] = q8_0_kernels(axpy_q8_0);                                                              \
+    k.weights[SBR_TYPE_Q4_1] = q4_1_kernels(nullptr);                                                                \
+    k.weights[SBR_TYPE_Q4_K] = q4_k_kernels(nullptr);                                                                \
+    k.weights[SBR_TYPE_Q6_K] = q6_k_kernels(nullptr);                                                                \
+    return k;                                                                                                        \
   }

@@ -150,6 +150,9 @@ V16 widen(int8x16_t bytes) {
            vcvtq_f32_s32(vmovl_s16(vget_low_s16(high))), vcvtq_f32_s32(vmovl_high_s16(high))}};
 }
 
+// One instruction; f16_to_f32() is ten.
+float widen(uint16_t half) { return vgetq_lane_f32(vcvt_f32_f16(vreinterpret_f16_u16(vdup_n_u16(half))), 0); }
+
 // kRows rows at a time pass over all columns, so that every row is read from end to end.
 template <class Block, int kRows>
 struct Axpy {
@@ -160,7 +163,7 @@ struct Axpy {
       V16 first = load16(y), second = load16(y + 16);
       for (int r = 0; r < kRows; ++r) {
         const Block& block = reinterpret_cast<const Block*>(row[r])[b];
-        const V16 scale = splat16(coefficient[r] * f16_to_f32(block.d));
+        const V16 scale = splat16(coefficient[r] * widen(block.d));
         const Bytes weights = load_weights(block);
         first = fma16(scale, widen(weights.first), first);
         second = fma16(scale, widen(weights.second), second);
@@ -179,22 +182,11 @@ void axpy_rows_blocks(const uint8_t* w, size_t row_bytes, const uint32_t* rows, 
 
 // ---- the table
 
-SBR_MATRIX_KERNELS(q4_0, Q4_0, neon)
-SBR_MATRIX_KERNELS(q4_1, Q4_1, neon)
-SBR_MATRIX_KERNELS(q8_0, Q8_0, neon)
-SBR_MATRIX_KERNELS(q4_k, Q4_K, neon)
-SBR_MATRIX_KERNELS(q6_k, Q6_K, neon)
+SBR_QUANTISED_KERNELS(neon)
 
 constexpr Kernels make_table() {
-  Kernels k = {};
-  k.isa = SBR_ISA_NEON;
-  k.name = "neon";
+  Kernels k = quantised_table(SBR_ISA_NEON, "neon", axpy_rows_blocks<BlockQ4_0>, axpy_rows_blocks<BlockQ8_0>);
   set_float_kernels(&k, SBR_TYPE_F32, SBR_TYPE_F16, SBR_TYPE_BF16);
-  k.weights[SBR_TYPE_Q4_0] = q4_0_kernels(axpy_rows_blocks<BlockQ4_0>);
-  k.weights[SBR_TYPE_Q8_0] = q8_0_kernels(axpy_rows_blocks<BlockQ8_0>);
-  k.weights[SBR_TYPE_Q4_1] = q4_1_kernels(nullptr);
-  k.weights[SBR_TYPE_Q4_K] = q4_k_kernels(nullptr);
-  k.weights[SBR_TYPE_Q6_K] = q6_k_kernels(nullptr);
   return k;
 }
 

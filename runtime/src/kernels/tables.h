@@ -8,10 +8,13 @@ namespace sbr {
 extern const Kernels kScalarKernels;
 #if defined(__x86_64__)
 extern const Kernels kAvx2Kernels;        // parent: scalar
+extern const Kernels kAvxVnniKernels;     // parent: avx2
 extern const Kernels kAvx512VnniKernels;  // parent: avx2
+extern const Kernels kAmxKernels;         // parent: avx512vnni
 #elif defined(__aarch64__)
 extern const Kernels kNeonKernels;         // parent: scalar
 extern const Kernels kNeonDotprodKernels;  // parent: neon
+extern const Kernels kNeonI8mmKernels;     // parent: neon-dotprod
 #endif
 
 }  // namespace sbr

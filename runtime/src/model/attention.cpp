@@ -35,9 +35,10 @@ void prepare_rope(Worker& worker) {
   Step& step = worker.step;
   const uint32_t half = step.config.head_dim / 2;
   const double log_base = det_log(step.config.rope_freq_base);
-  const Range tokens = token_share(worker);
-  for (uint32_t i = 0; i < half; ++i) {
-    const double frequency = det_exp(-log_base * (2.0 * i / step.config.head_dim));
+  const Range tokens = worker.alone() ? Range{0, 1} : share(step.n_tokens, 1, worker.tid, worker.n_threads);
+  const Range pairs = worker.alone() ? share(half, 1, worker.tid, worker.n_threads) : Range{0, half};
+  for (size_t i = pairs.begin; i < pairs.end; ++i) {
+    const double frequency = det_exp(-log_base * (2.0 * static_cast<double>(i) / step.config.head_dim));
     for (size_t t = tokens.begin; t < tokens.end; ++t) {
       double sine, cosine;
       det_sincos(static_cast<double>(step.position + t) * frequency, &sine, &cosine);
@@ -54,19 +55,22 @@ void project_qkv(Worker& worker, uint32_t l) {
   const Matrix* matrices[3] = {&layer.attn_q, &layer.attn_k, &layer.attn_v};
   float* outputs[3] = {step.ws.q.data(), step.ws.k.data(), step.ws.v.data()};
 
-  // One contiguous share of the rows of all three.
+  // The rows of all three, end to end.
   size_t total = 0;
-  for (const Matrix* w : matrices) total += w->rows;
-  const Range mine = row_share(worker, total);
+  for (const Matrix* w : matrices) {
+    total += w->rows;
+    if (worker.first()) worker.tally.attention_bytes += w->bytes();
+  }
+  const Range mine = worker.part(total, kRowGranule);
   size_t first = 0;
   for (int i = 0; i < 3; ++i) {
     const size_t rows = matrices[i]->rows;
     const Range part = {std::clamp(mine.begin, first, first + rows) - first,
                         std::clamp(mine.end, first, first + rows) - first};
-    multiply(step.kernels, *matrices[i], part, step.ws.normed.views.data(), step.n_tokens, outputs[i], rows);
-    if (worker.first()) worker.tally.attention_bytes += matrices[i]->bytes();
+    multiply(step.kernels, *matrices[i], part, worker.normed().views.data(), step.n_tokens, outputs[i], rows);
     first += rows;
   }
+  worker.fetch_ahead(layer.attn_output, row_share(worker, layer.attn_output.rows));
 }
 
 void position_and_store(Worker& worker, uint32_t l) {
@@ -107,7 +111,7 @@ void attend(Worker& worker, uint32_t l) {
   const bool quantise = reads_quantised(step.weights.layers[l].attn_output);
   float* scores = worker.scratch.scores.data();
 
-  const Range mine = share(size_t{step.n_tokens} * c.n_head, 1, worker.tid, worker.n_threads);
+  const Range mine = worker.part(size_t{step.n_tokens} * c.n_head, 1);
   for (size_t u = mine.begin; u < mine.end; ++u) {
     const uint32_t t = static_cast<uint32_t>(u / c.n_head), head = static_cast<uint32_t>(u % c.n_head);
     const uint32_t end = step.position + t + 1;
@@ -117,6 +121,7 @@ void attend(Worker& worker, uint32_t l) {
     step.kv.scores(step.kernels, l, head / group, first, n, q, scale, scores);
     step.kernels.softmax(scores, n);
     step.kv.mix(step.kernels, l, head / group, first, n, scores, step.ws.attended.f(t) + size_t{head} * c.head_dim);
+    worker.expect_finite(step.ws.attended.f(t) + size_t{head} * c.head_dim, c.head_dim);
     if (quantise) step.ws.attended.quantise(step.kernels, t, size_t{head} * c.head_dim, size_t{head + 1} * c.head_dim);
     // The heads of a group follow each other and find its keys and values in the cache.
     if (head % group == 0) worker.tally.kv_bytes_read += 2 * n * step.kv.vector_bytes();
@@ -127,11 +132,8 @@ void project_output(Worker& worker, uint32_t l) {
   Step& step = worker.step;
   const Matrix& w = step.weights.layers[l].attn_output;
   const size_t D = step.config.n_embd;
-  const Range mine = row_share(worker, D);
+  const Range mine = worker.part(D, kRowGranule);
   multiply(step.kernels, w, mine, step.ws.attended.views.data(), step.n_tokens, step.ws.residual.data(), D);
-  for (uint32_t t = 0; t < step.n_tokens; ++t) {
-    step.kernels.add(step.ws.residual.data() + t * D + mine.begin, mine.size(), step.ws.x.data() + t * D + mine.begin);
-  }
   if (worker.first()) worker.tally.attention_bytes += w.bytes();
 }
 

@@ -57,25 +57,29 @@ constexpr uint32_t kSmallthinkerReleasedWindow = 4096;
 constexpr uint32_t kMaxExperts = 4096;
 constexpr uint32_t kMaxExpertsUsed = 256;
 
-void read_smallthinker(const Keys& keys, Config* config) {
-  config->activation = Nonlinearity::kRelu;
-  config->lm_head_predictor = true;
+void read_experts(const Keys& keys, Config* config) {
   config->n_expert = keys.count("expert_count");
   config->n_expert_used = keys.count("expert_used_count");
-  config->n_ff = keys.count("expert_feed_forward_length", keys.count("feed_forward_length", 0));
   if (config->n_expert == 0) keys.malformed("expert_count", "is 0");
   if (config->n_expert > kMaxExperts) {
-    keys.unsupported("smallthinker.expert_count is " + std::to_string(config->n_expert) + ", more than is supported (" +
-                     std::to_string(kMaxExperts) + ")");
+    keys.unsupported(config->architecture + ".expert_count is " + std::to_string(config->n_expert) +
+                     ", more than is supported (" + std::to_string(kMaxExperts) + ")");
   }
   if (config->n_expert_used == 0 || config->n_expert_used > config->n_expert) {
     keys.malformed("expert_used_count", "is " + std::to_string(config->n_expert_used) +
                                             ", expected 1 to expert_count (" + std::to_string(config->n_expert) + ")");
   }
   if (config->n_expert_used > kMaxExpertsUsed) {
-    keys.unsupported("smallthinker.expert_used_count is " + std::to_string(config->n_expert_used) +
+    keys.unsupported(config->architecture + ".expert_used_count is " + std::to_string(config->n_expert_used) +
                      ", more than is supported (" + std::to_string(kMaxExpertsUsed) + ")");
   }
+}
+
+void read_smallthinker(const Keys& keys, Config* config) {
+  config->activation = Nonlinearity::kRelu;
+  config->lm_head_predictor = true;
+  read_experts(keys, config);
+  config->n_ff = keys.count("expert_feed_forward_length", keys.count("feed_forward_length", 0));
 
   // Some converters forget the key; every released model of this architecture uses sigmoid.
   if (!keys.has("expert_gating_func")) {
@@ -112,6 +116,23 @@ void read_qwen3(const Keys& keys, Config* config) {
   config->n_ff = keys.count("feed_forward_length");
 }
 
+// The gating is not stored: every model of this architecture uses softmax. (feed_forward_length is that of dense
+// layers, of which it has none.)
+void read_qwen3moe(const Keys& keys, Config* config) {
+  refuse_window(keys);
+  read_experts(keys, config);
+  config->qk_norm = true;
+  config->gating = Gating::kSoftmax;
+  config->router_after_attention = true;
+  config->n_ff = keys.count("expert_feed_forward_length");
+  const uint32_t gating = keys.count("expert_gating_func", 1);
+  if (gating != 1) keys.unsupported("expert gating function " + std::to_string(gating) + " (supported: 1 softmax)");
+  if (keys.count("expert_shared_count", 0) != 0) keys.unsupported("shared experts are not supported");
+  const double scale = keys.number("expert_weights_scale", 0);
+  if (scale != 0 && scale != 1)
+    keys.unsupported("expert_weights_scale is " + std::to_string(scale) + "; scaled expert weights are not supported");
+}
+
 void read_llama(const Keys& keys, Config* config) {
   refuse_window(keys);
   config->rope_style = RopeStyle::kInterleaved;
@@ -129,6 +150,7 @@ struct Architecture {
 constexpr Architecture kArchitectures[] = {
     {"smallthinker", 10000.0, read_smallthinker},
     {"qwen3", 1000000.0, read_qwen3},
+    {"qwen3moe", 1000000.0, read_qwen3moe},
     {"llama", 10000.0, read_llama},
 };
 

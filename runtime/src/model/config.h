@@ -38,8 +38,9 @@ struct Config {
   RopeStyle rope_style = RopeStyle::kNeox;
   Nonlinearity activation = Nonlinearity::kSilu;
   Gating gating = Gating::kSigmoid;
-  bool qk_norm = false;            // RMS norm per head of q and k, before RoPE
-  bool lm_head_predictor = false;  // the architecture may carry one
+  bool router_after_attention = false;  // the router reads the FFN's normed input, not the layer's input
+  bool qk_norm = false;                 // RMS norm per head of q and k, before RoPE
+  bool lm_head_predictor = false;       // the architecture may carry one
   std::vector<LayerConfig> layers;
 
   uint64_t q_dim() const { return uint64_t{n_head} * head_dim; }  // at most 1 << 20

@@ -7,7 +7,7 @@ namespace sbr {
 // silu(gate . h) * (up . h) for this thread's neurons -> ws.hidden [T][F]. Needs a barrier before and after.
 void activate_dense(Worker& worker, uint32_t l);
 
-// x += down . hidden. Needs a barrier before and after.
+// down . hidden -> ws.residual [T][D]. Needs a barrier before and after.
 void project_dense(Worker& worker, uint32_t l);
 
 }  // namespace sbr

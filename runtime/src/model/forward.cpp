@@ -1,6 +1,8 @@
 // The forward pass, as every thread runs it. Between two barriers each thread writes what no other reads.
 #include "model/forward.h"
 
+#include <algorithm>
+
 #include "model/attention.h"
 #include "model/dense_ffn.h"
 #include "model/lm_head.h"
@@ -15,20 +17,27 @@ namespace {
 void embed(Worker& worker) {
   Step& step = worker.step;
   const Matrix& embedding = step.weights.token_embd;
-  const Range mine = token_share(worker);
+  const Range mine = worker.tokens();
   for (size_t t = mine.begin; t < mine.end; ++t) {
-    dequantise_row(embedding.type, embedding.row(static_cast<uint32_t>(step.tokens[t])), embedding.cols,
-                   step.ws.x.data() + t * embedding.cols);
-    worker.tally.embedding_bytes += embedding.row_bytes;
+    dequantise_row(embedding.type, embedding.row(static_cast<uint32_t>(step.tokens[t])), embedding.cols, worker.x(t));
   }
+  if (worker.first()) worker.tally.embedding_bytes += step.n_tokens * embedding.row_bytes;
 }
 
 // normed [T][D] = rms_norm(x) of one token, quantised if one of the matrices that read it needs that.
 void normalise(Worker& worker, size_t token, const float* norm, bool quantise) {
   Step& step = worker.step;
   const size_t D = step.config.n_embd;
-  step.kernels.rms_norm(step.ws.x.data() + token * D, norm, step.config.rms_eps, D, step.ws.normed.f(token));
-  if (quantise) step.ws.normed.quantise(step.kernels, token, 0, D);
+  Activations& normed = worker.normed();
+  if (worker.first() || !worker.alone()) worker.expect_finite(worker.x(token), D);
+  step.kernels.rms_norm(worker.x(token), norm, step.config.rms_eps, D, normed.f(token));
+  if (quantise) normed.quantise(step.kernels, token, 0, D);
+}
+
+// x [T][D] += what attention or a dense FFN left, for one token.
+void add_residual(Worker& worker, size_t token) {
+  const size_t D = worker.step.config.n_embd;
+  worker.step.kernels.add(worker.step.ws.residual.data() + token * D, D, worker.x(token));
 }
 
 // The end of layer l - 1 and the beginning of layer l, or of the lm_head, for this thread's tokens.
@@ -40,18 +49,47 @@ void finish_layer_and_normalise(Worker& worker, uint32_t l) {
   const bool quantise =
       last ? reads_quantised(step.weights.output) || step.weights.predictor_rank != 0
            : reads_quantised(layer->attn_q) || reads_quantised(layer->attn_k) || reads_quantised(layer->attn_v);
-  const Range mine = token_share(worker);
+  const Range mine = worker.tokens();
   for (size_t t = mine.begin; t < mine.end; ++t) {
-    if (l > 0 && step.config.n_expert != 0) mix_experts(worker, t);
+    if (l > 0) step.config.n_expert != 0 ? mix_experts(worker, t) : add_residual(worker, t);
     normalise(worker, t, norm, quantise);
   }
   if (worker.first()) worker.tally.attention_bytes += step.config.n_embd * sizeof(float);
 }
 
-// x [T][D] -> x + attention(norm(x)). Also chooses the experts: this family's router reads the stream before attention.
+// The weights that are needed next, for idle moments.
+void fetch_attention_ahead(Worker& worker, uint32_t l) {
+  const Weights& weights = worker.step.weights;
+  if (l == worker.step.config.n_layer) {
+    if (worker.step.logits_of != LogitsOf::kNone) {
+      worker.fetch_ahead(weights.output, row_share(worker, weights.output.rows));
+    }
+    return;
+  }
+  const LayerWeights& layer = weights.layers[l];
+  const Range mine = row_share(worker, layer.attn_q.rows + layer.attn_k.rows + layer.attn_v.rows);
+  if (mine.begin < layer.attn_q.rows)
+    worker.fetch_ahead(layer.attn_q, {mine.begin, std::min(mine.end, layer.attn_q.rows)});
+}
+
+void fetch_gate_ahead(Worker& worker, uint32_t l) {
+  const Matrix& gate = worker.step.weights.layers[l].gate;
+  if (worker.step.config.n_expert == 0) {
+    worker.fetch_ahead(gate, row_share(worker, gate.rows));
+  } else if (!worker.step.config.router_after_attention) {
+    const ExpertPlan& plan = worker.step.ws.plan;
+    const uint32_t s = plan.segment_begin[worker.tid];
+    if (s == plan.segment_begin[worker.tid + 1]) return;
+    const Segment& segment = plan.segments[s];
+    const size_t first = size_t{plan.groups[segment.group].expert} * worker.step.config.n_ff;
+    worker.fetch_ahead(gate, {first + segment.row_begin, first + segment.row_end});
+  }
+}
+
+// residual [T][D] = attention(norm(x)). Also chooses the experts if their router reads the stream before attention.
 void attention_block(Worker& worker, uint32_t l) {
   Step& step = worker.step;
-  const bool experts = step.config.n_expert != 0;
+  const bool experts = step.config.n_expert != 0 && !step.config.router_after_attention;
   project_qkv(worker, l);  // q [T][H * d], k and v [T][KV * d]
   worker.lap(&Tally::ns_attention);
   if (experts) {
@@ -59,9 +97,11 @@ void attention_block(Worker& worker, uint32_t l) {
     worker.lap(&Tally::ns_router);
   }
   worker.barrier();
+  if (step.stopped) return;  // thread 0's word, passed on by the barrier
 
   if (experts) {
-    select_experts(worker);  // plan: K experts and weights per token
+    select_experts(worker,
+                   share(step.n_tokens, 1, worker.tid, worker.n_threads));  // plan: K experts and weights per token
     worker.lap(&Tally::ns_router);
   }
   position_and_store(worker, l);  // RoPE; the cache grows by T positions
@@ -75,32 +115,57 @@ void attention_block(Worker& worker, uint32_t l) {
   attend(worker, l);  // attended [T][H * d]
   worker.barrier();
 
-  project_output(worker, l);  // x [T][D]
+  project_output(worker, l);  // residual [T][D]
+  fetch_gate_ahead(worker, l);
   worker.lap(&Tally::ns_attention);
   worker.barrier();
 }
 
-// x [T][D] -> x + FFN(norm(x)); with experts, the addition is left to finish_layer_and_normalise.
+// Chooses the experts by normed, which is ready.
+void route_after_attention(Worker& worker, uint32_t l) {
+  worker.lap(&Tally::ns_ffn);
+  score_experts(worker, l);  // router [T][E]
+  worker.barrier();
+  // All by one thread: a token's top 8 of 128 take less than the barrier after sharing the tokens out would.
+  if (worker.first()) {
+    select_experts(worker, {0, worker.step.n_tokens});
+    plan_experts(worker, l);
+  }
+  worker.lap(&Tally::ns_router);
+  worker.barrier();
+}
+
+// x [T][D] -> x + attention's residual, and FFN(norm(x)) for finish_layer_and_normalise to add: residual [T][D], or
+// with experts expert_out [T * K][D].
 void ffn_block(Worker& worker, uint32_t l) {
   Step& step = worker.step;
   const LayerWeights& layer = step.weights.layers[l];
   const bool quantise = reads_quantised(layer.gate) || reads_quantised(layer.up);
-  const Range mine = token_share(worker);
-  for (size_t t = mine.begin; t < mine.end; ++t) normalise(worker, t, layer.ffn_norm, quantise);  // normed [T][D]
+  const Range mine = worker.tokens();
+  for (size_t t = mine.begin; t < mine.end; ++t) {
+    add_residual(worker, t);
+    normalise(worker, t, layer.ffn_norm, quantise);  // normed [T][D]
+  }
   if (worker.first()) worker.tally.ffn_bytes += step.config.n_embd * sizeof(float);
-  worker.barrier();
+  worker.token_barrier();
 
+  if (step.config.router_after_attention) route_after_attention(worker, l);
+  const bool clocked = worker.first() && step.sparsity.automatic();
+  const uint64_t begin = clocked ? Worker::now() : 0;
   if (step.config.n_expert == 0) {
     activate_dense(worker, l);  // hidden [T][F]
     worker.barrier();
-    project_dense(worker, l);  // x [T][D]
+    project_dense(worker, l);  // residual [T][D]
+    fetch_attention_ahead(worker, l + 1);
   } else {
     activate_neurons(worker, l);  // active neurons of every (token, expert)
     worker.barrier();
     project_down(worker, l);  // expert_out [T * K][D]
+    fetch_attention_ahead(worker, l + 1);
   }
   worker.lap(&Tally::ns_ffn);
   worker.barrier();
+  if (clocked) step.ws.ffn_ns[l] = Worker::now() - begin;
 }
 
 void lm_head(Worker& worker) {
@@ -124,16 +189,17 @@ void run_thread(Step& step, uint32_t tid) {
     if (worker.first()) step.stopped = step.cancel.load(std::memory_order_relaxed);
     finish_layer_and_normalise(worker, l);  // normed [T][D]
     worker.lap(&Tally::ns_attention);
-    worker.barrier();
-    if (step.stopped) return;
+    worker.token_barrier();
     attention_block(worker, l);
+    if (step.stopped) return;
     ffn_block(worker, l);
   }
-  if (step.logits_of == LogitsOf::kNone) return;
+  if (step.logits_of == LogitsOf::kNone) return worker.finish();
   finish_layer_and_normalise(worker, step.config.n_layer);
   worker.lap(&Tally::ns_lm_head);
-  worker.barrier();
+  worker.token_barrier();
   lm_head(worker);
+  worker.finish();
 }
 
 }  // namespace

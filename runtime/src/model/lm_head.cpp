@@ -7,8 +7,10 @@ namespace sbr {
 void lm_head_dense(Worker& worker, uint32_t first, uint32_t n) {
   Step& step = worker.step;
   const Matrix& output = step.weights.output;
-  multiply(step.kernels, output, row_share(worker, output.rows), step.ws.normed.views.data() + first, n, step.logits,
-           output.rows);
+  const Activation* input = worker.normed().views.data() + first;
+  const Range mine = worker.part(output.rows, kRowGranule);
+  multiply(step.kernels, output, mine, input, n, step.logits, output.rows);
+  for (uint32_t t = 0; t < n; ++t) worker.expect_finite(step.logits + t * output.rows + mine.begin, mine.size());
   if (!worker.first()) return;
   worker.tally.lm_head_bytes += output.bytes();
   worker.tally.lm_head_rows += output.rows * n;
@@ -21,7 +23,8 @@ void lm_head_sparse(Worker& worker) {
   const Matrix& fc2 = step.weights.predictor_fc2;
   const Matrix& output = step.weights.output;
 
-  multiply(step.kernels, fc1, row_share(worker, fc1.rows), ws.normed.views.data(), 1, ws.predictor_inner.data(), 0);
+  multiply(step.kernels, fc1, row_share(worker, fc1.rows), worker.normed().views.data(), 1, ws.predictor_inner.data(),
+           0);
   worker.barrier();
 
   // Every thread quantises the r inner values for itself: cheaper than waiting for one that does.
@@ -39,7 +42,9 @@ void lm_head_sparse(Worker& worker) {
       step.kernels.compact_greater(ws.predictor_scores.data() + mine.begin, mine.size(),
                                    step.switches.lm_head_threshold, static_cast<uint32_t>(mine.begin), kept);
   step.kernels.weights[output.type].gather_gemv(output.data, output.row_bytes, kept, n, output.cols,
-                                                ws.normed.views.data(), logits);
+                                                worker.normed().views.data(), logits);
+  worker.expect_finite(ws.predictor_scores.data() + mine.begin, mine.size());
+  worker.expect_finite(logits, n);
   std::fill(step.logits + mine.begin, step.logits + mine.end, step.switches.lm_head_skipped);
   for (size_t i = 0; i < n; ++i) step.logits[kept[i]] = logits[i];
 

@@ -4,7 +4,7 @@
 
 namespace sbr {
 
-// Output rows of ws.normed, tokens [first, first + n) of the batch -> step.logits [n][V]. Needs a barrier before and
+// Output rows of normed, tokens [first, first + n) of the batch -> step.logits [n][V]. Needs a barrier before and
 // after.
 void lm_head_dense(Worker& worker, uint32_t first, uint32_t n);
 

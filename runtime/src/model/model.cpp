@@ -1,6 +1,7 @@
 #include "model/model.h"
 
 #include <algorithm>
+#include <chrono>
 #include <cstdio>
 #include <cstring>
 
@@ -32,6 +33,7 @@ Pages read_all(const MappedFile& file) {
 }  // namespace
 
 Model::Model(const std::string& path, const sbr_model_options& options) {
+  const auto begin = std::chrono::steady_clock::now();
   file_ = MappedFile::open(path);
   file_bytes_ = file_.size();
   const GgufFile gguf = GgufFile::parse(file_.data(), file_.size(), file_.size(), path);
@@ -50,6 +52,8 @@ Model::Model(const std::string& path, const sbr_model_options& options) {
   if (config_.relu_experts()) down_layout_ = weights_.transposed_down ? SBR_DOWN_TRANSPOSED : SBR_DOWN_STANDARD;
   if (options.requantise_down != 0 && down_layout_ == SBR_DOWN_STANDARD) requantise_down(path);
   if (options.populate != 0) touch_weights();
+
+  load_ns_ = static_cast<uint64_t>(std::chrono::nanoseconds(std::chrono::steady_clock::now() - begin).count());
 
   for (const std::string& sentence : warnings) warnings_ += (warnings_.empty() ? "" : "\n") + sentence;
 }
@@ -142,6 +146,9 @@ sbr_model_info Model::info() const {
   info.n_params_active = active;
   info.file_bytes = file_bytes_;
   info.weight_bytes = weights_.weight_bytes;
+  info.load_ns = load_ns_;
+  info.anonymous_bytes = copy_.bytes();
+  for (const Pages& pages : requantised_) info.anonymous_bytes += pages.bytes();
   copy_text(c.architecture, info.architecture, sizeof info.architecture);
   copy_text(c.name, info.name, sizeof info.name);
   return info;

@@ -34,6 +34,7 @@ class Model {
   Pages copy_;                      // the file's bytes when it is read rather than mapped
   std::vector<Pages> requantised_;  // per layer: the transposed down matrices
   uint64_t file_bytes_ = 0;
+  uint64_t load_ns_ = 0;
   Config config_;
   Weights weights_;
   uint32_t down_layout_ = SBR_DOWN_NONE;

@@ -48,7 +48,7 @@ void deal_neurons(Step& step, uint32_t n_threads) {
   plan.segments.clear();
   for (uint32_t tid = 0; tid < n_threads; ++tid) {
     plan.segment_begin[tid] = static_cast<uint32_t>(plan.segments.size());
-    const uint64_t from = total * tid / n_threads, to = total * (tid + 1) / n_threads;
+    const auto [from, to] = step.balance.share(total, 1, tid);
     uint64_t before = 0;
     for (uint32_t g = 0; g < plan.groups.size(); ++g) {
       const uint64_t cost = kReadCost + plan.groups[g].count;
@@ -75,10 +75,11 @@ void deal_neurons(Step& step, uint32_t n_threads) {
 void score_experts(Worker& worker, uint32_t l) {
   Step& step = worker.step;
   const Matrix& router = step.weights.layers[l].router;
-  // Few rows (32 or 64): shares of 4 so that every thread has some. The input is the residual stream itself.
+  // Few rows (32 to 128): shares of 4 so that every thread has some. The router is never quantised, so floats do.
   const Range mine = share(router.rows, 4, worker.tid, worker.n_threads);
   for (uint32_t t = 0; t < step.n_tokens; ++t) {
-    const Activation x = {step.ws.x.data() + size_t{t} * step.config.n_embd, nullptr, nullptr, nullptr};
+    const float* input = step.config.router_after_attention ? worker.normed().f(t) : worker.x(t);
+    const Activation x = {input, nullptr, nullptr, nullptr};
     multiply(step.kernels, router, mine, &x, 1, step.ws.router.data() + size_t{t} * router.rows, 0);
   }
   if (worker.first()) worker.tally.router_bytes += router.bytes();
@@ -96,15 +97,16 @@ void top_k(const float* p, uint32_t n, uint32_t k, uint32_t* indices, float* wei
   std::sort(indices, indices + k);
   float sum = 0;
   for (uint32_t i = 0; i < k; ++i) sum += p[indices[i]];
-  for (uint32_t i = 0; i < k; ++i) weights[i] = p[indices[i]] / sum;
+  // All selected probabilities may have underflowed: then none is larger than another.
+  for (uint32_t i = 0; i < k; ++i) weights[i] = sum == 0 ? 1.0f / static_cast<float>(k) : p[indices[i]] / sum;
 }
 
-void select_experts(Worker& worker) {
+void select_experts(Worker& worker, Range tokens) {
   Step& step = worker.step;
   const uint32_t E = step.config.n_expert, K = step.config.n_expert_used;
-  const Range mine = token_share(worker);
-  for (size_t t = mine.begin; t < mine.end; ++t) {
+  for (size_t t = tokens.begin; t < tokens.end; ++t) {
     float* p = step.ws.router.data() + t * E;
+    worker.expect_finite(p, E);
     if (step.config.gating == Gating::kSoftmax) {
       step.kernels.softmax(p, E);
     } else {

@@ -4,12 +4,12 @@
 
 namespace sbr {
 
-// Rows of the router over the residual stream (before attention and its norm) -> ws.router [T][E]. No barrier.
+// Rows of the router -> ws.router [T][E]. It reads the residual stream (before attention and its norm), or, with
+// router_after_attention, ws.normed. No barrier.
 void score_experts(Worker& worker, uint32_t l);
 
-// Probabilities, top-k and weights of this thread's tokens -> plan.expert, plan.weight. Needs a barrier before and
-// after.
-void select_experts(Worker& worker);
+// Probabilities, top-k and weights of some tokens -> plan.expert, plan.weight. Needs a barrier before and after.
+void select_experts(Worker& worker, Range tokens);
 
 // Thread 0: groups the batch's tokens by expert and deals the neurons out. Needs a barrier before and after.
 void plan_experts(Worker& worker, uint32_t l);

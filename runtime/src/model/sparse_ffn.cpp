@@ -18,10 +18,11 @@ class SegmentTask {
         group_(ws_.plan.groups[segment.group]),
         F_(worker.step.config.n_ff),
         n_(segment.row_end - segment.row_begin),
+        relu_(worker.step.config.relu_experts()),
         expert_row_(size_t{group_.expert} * F_) {}
 
   void run(uint32_t l) {
-    const bool sparse = worker_.step.switches.sparse_ffn;
+    const bool sparse = worker_.step.sparsity.sparse(l);
     multiply_group(layer_.gate, ws_.gate.data());
     if (!sparse) multiply_group(layer_.up, ws_.up.data());
 
@@ -29,8 +30,10 @@ class SegmentTask {
     uint64_t up_rows = sparse ? 0 : n_;
     if (sparse && group_.count > 1) std::memset(worker_.scratch.touched.data(), 0, n_);
     for (uint32_t p = group_.first; p < group_.first + group_.count; ++p) {
+      worker_.expect_finite(gate(p), n_);
+      // SiLU is nowhere zero: all neurons count as active.
       const size_t active =
-          kernels_.compact_greater(gate(p), n_, 0.0f, segment_.row_begin, worker_.scratch.rows.data());
+          relu_ ? kernels_.compact_greater(gate(p), n_, 0.0f, segment_.row_begin, worker_.scratch.rows.data()) : n_;
       segment_.active += active;
       if (sparse) {
         up_rows += gather_up(p, active);
@@ -53,10 +56,13 @@ class SegmentTask {
   size_t at(uint32_t p) const { return size_t{p} * F_ + segment_.row_begin; }
   float* gate(uint32_t p) { return ws_.gate.data() + at(p); }
   float* up(uint32_t p) { return ws_.up.data() + at(p); }
+  const Activation* input(uint32_t p) {
+    return worker_.alone() ? worker_.normed().views.data() : ws_.plan.input.data() + p;
+  }
 
   // out[p][rows of the segment] for every token of the group.
   void multiply_group(const Matrix& w, float* out) {
-    const Activation* x = ws_.plan.input.data() + group_.first;
+    const Activation* x = input(group_.first);
     const uint8_t* rows = w.row(expert_row_ + segment_.row_begin);
     const WeightKernels& of = kernels_.weights[w.type];
     if (group_.count == 1) {
@@ -71,8 +77,8 @@ class SegmentTask {
   uint64_t gather_up(uint32_t p, size_t active) {
     const Scratch& scratch = worker_.scratch;
     const Matrix& w = layer_.up;
-    kernels_.weights[w.type].gather_gemv(w.row(expert_row_), w.row_bytes, scratch.rows.data(), active, w.cols,
-                                         &ws_.plan.input[p], worker_.scratch.products.data());
+    kernels_.weights[w.type].gather_gemv(w.row(expert_row_), w.row_bytes, scratch.rows.data(), active, w.cols, input(p),
+                                         worker_.scratch.products.data());
     if (group_.count == 1) return active;
     uint64_t fresh = 0;
     for (size_t i = 0; i < active; ++i) {
@@ -105,16 +111,18 @@ class SegmentTask {
   }
 
   void deliver_dense(uint32_t p) {
+    const auto activate = relu_ ? kernels_.relu_mul : kernels_.silu_mul;
     if (worker_.step.neuron_major_down) {
-      kernels_.relu_mul(gate(p), up(p), n_, ws_.active_values.data() + at(p));
+      activate(gate(p), up(p), n_, ws_.active_values.data() + at(p));
       ws_.active_count[size_t{p} * (F_ / 32 + 1) + segment_.row_begin / 32] = n_;
       return;
     }
-    kernels_.relu_mul(gate(p), up(p), n_, ws_.hidden.f(p) + segment_.row_begin);
+    activate(gate(p), up(p), n_, ws_.hidden.f(p) + segment_.row_begin);
     quantise_hidden(p);
   }
 
   void quantise_hidden(uint32_t p) {
+    worker_.expect_finite(ws_.hidden.f(p) + segment_.row_begin, n_);
     if (reads_quantised(layer_.down)) ws_.hidden.quantise(kernels_, p, segment_.row_begin, segment_.row_end);
   }
 
@@ -126,14 +134,15 @@ class SegmentTask {
   const ExpertGroup& group_;
   const uint32_t F_;
   const uint32_t n_;  // neurons of the segment
+  const bool relu_;
   const size_t expert_row_;
 };
 
 // Rule 8: y[p][c] += value_j * down[j][c] over the neurons of the group's segments, ascending; columns [begin, end).
-void accumulate_columns(Worker& worker, const Matrix& down, const ExpertGroup& group, size_t begin, size_t end) {
+void accumulate_columns(Worker& worker, const Matrix& down, const ExpertGroup& group, bool sparse, size_t begin,
+                        size_t end) {
   Workspace& ws = worker.step.ws;
   const size_t F = worker.step.config.n_ff, D = worker.step.config.n_embd;
-  const bool sparse = worker.step.switches.sparse_ffn;
   const AxpyRowsFn axpy = worker.step.kernels.weights[down.type].axpy_rows;
   const uint8_t* matrix = down.row(group.expert * F);
   for (uint32_t p = group.first; p < group.first + group.count; ++p) {
@@ -151,11 +160,10 @@ void accumulate_columns(Worker& worker, const Matrix& down, const ExpertGroup& g
 }
 
 // Deals out (expert, columns) by the number of neurons that were active.
-void project_down_by_neuron(Worker& worker, const Matrix& down) {
+void project_down_by_neuron(Worker& worker, const Matrix& down, bool sparse) {
   const ExpertPlan& plan = worker.step.ws.plan;
   const size_t D = worker.step.config.n_embd;
   const uint64_t blocks = D / kRowGranule;
-  const bool sparse = worker.step.switches.sparse_ffn;
   const auto cost_of = [&](const ExpertGroup& group) {
     uint64_t cost = 1;  // even with no active neuron the accumulators must be cleared
     for (uint32_t s = group.segment_begin; s < group.segment_end; ++s) {
@@ -166,13 +174,13 @@ void project_down_by_neuron(Worker& worker, const Matrix& down) {
   };
   uint64_t total = 0;
   for (const ExpertGroup& group : plan.groups) total += blocks * cost_of(group);
-  const uint64_t from = total * worker.tid / worker.n_threads, to = total * (worker.tid + 1) / worker.n_threads;
+  const Range mine = worker.part(total, 1);
   uint64_t before = 0;
   for (const ExpertGroup& group : plan.groups) {
     const uint64_t cost = cost_of(group);
-    const size_t begin = cut(from, before, cost, blocks) * kRowGranule,
-                 end = cut(to, before, cost, blocks) * kRowGranule;
-    if (begin < end) accumulate_columns(worker, down, group, begin, end);
+    const size_t begin = cut(mine.begin, before, cost, blocks) * kRowGranule,
+                 end = cut(mine.end, before, cost, blocks) * kRowGranule;
+    if (begin < end) accumulate_columns(worker, down, group, sparse, begin, end);
     before += blocks * cost;
   }
 }
@@ -184,12 +192,12 @@ void project_down_by_column(Worker& worker, const Matrix& down) {
   const uint64_t granules = (D + kRowGranule - 1) / kRowGranule;
   uint64_t total = 0;
   for (const ExpertGroup& group : ws.plan.groups) total += granules * (kReadCost + group.count);
-  const uint64_t from = total * worker.tid / worker.n_threads, to = total * (worker.tid + 1) / worker.n_threads;
+  const Range mine = worker.part(total, 1);
   uint64_t before = 0;
   for (const ExpertGroup& group : ws.plan.groups) {
     const uint64_t cost = kReadCost + group.count;
-    const size_t begin = cut(from, before, cost, granules) * kRowGranule;
-    const size_t end = std::min<size_t>(D, cut(to, before, cost, granules) * kRowGranule);
+    const size_t begin = cut(mine.begin, before, cost, granules) * kRowGranule;
+    const size_t end = std::min<size_t>(D, cut(mine.end, before, cost, granules) * kRowGranule);
     before += granules * cost;
     if (begin >= end) continue;
     Matrix expert = down;
@@ -212,7 +220,7 @@ void activate_neurons(Worker& worker, uint32_t l) {
 void project_down(Worker& worker, uint32_t l) {
   const Matrix& down = worker.step.weights.layers[l].down;
   if (worker.step.neuron_major_down) {
-    project_down_by_neuron(worker, down);
+    project_down_by_neuron(worker, down, worker.step.sparsity.sparse(l));
   } else {
     project_down_by_column(worker, down);
   }
@@ -226,7 +234,7 @@ void mix_experts(Worker& worker, size_t token) {
   for (size_t i = token * K; i < (token + 1) * K; ++i) {
     step.kernels.scaled_add(step.ws.plan.weight[i], step.ws.expert_out.data() + step.ws.plan.position[i] * D, D, mixed);
   }
-  step.kernels.add(mixed, D, step.ws.x.data() + token * D);
+  step.kernels.add(mixed, D, worker.x(token));
 }
 
 }  // namespace sbr

@@ -1,4 +1,4 @@
-// The mixture of ReLU experts. Skipping is exact: a neuron whose gate is not positive contributes nothing.
+// The mixture of experts. With ReLU, skipping is exact: a neuron whose gate is not positive contributes nothing.
 #pragma once
 
 #include "model/step.h"

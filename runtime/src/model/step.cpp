@@ -55,6 +55,7 @@ Workspace make_workspace(const Config& c, const Weights& weights, uint32_t n_bat
   ws.v = Buffer<float>(T * c.kv_dim());
   ws.attended = Activations(T, c.q_dim());
   ws.residual = Buffer<float>(T * D);
+  ws.ffn_ns = Buffer<uint64_t>(c.n_layer);
   ws.gate = Buffer<float>(P * F);
   ws.up = Buffer<float>(P * F);
   if (c.n_expert == 0) {
@@ -81,6 +82,8 @@ Workspace make_workspace(const Config& c, const Weights& weights, uint32_t n_bat
   for (Scratch& scratch : ws.scratch) {
     scratch.scores = Buffer<float>(std::max<size_t>(n_ctx, c.head_dim));
     scratch.mixed = Buffer<float>(D);
+    scratch.x = Buffer<float>(D);
+    scratch.normed = Activations(1, D);
     if (c.n_expert != 0) {
       scratch.rows = Buffer<uint32_t>(F + 16);
       scratch.products = Buffer<float>(F);
@@ -93,13 +96,13 @@ Workspace make_workspace(const Config& c, const Weights& weights, uint32_t n_bat
 
 uint64_t Workspace::bytes() const {
   uint64_t total = x.bytes() + normed.bytes() + rope.bytes() + q.bytes() + k.bytes() + v.bytes() + attended.bytes() +
-                   residual.bytes() + router.bytes() + gate.bytes() + up.bytes() + hidden.bytes() +
+                   residual.bytes() + ffn_ns.bytes() + router.bytes() + gate.bytes() + up.bytes() + hidden.bytes() +
                    active_rows.bytes() + active_values.bytes() + active_count.bytes() + every_row.bytes() +
                    expert_out.bytes() + logits.bytes() + predictor_inner.bytes() + predictor_scores.bytes() +
                    kept_rows.bytes() + kept_logits.bytes();
   for (const Scratch& s : scratch) {
     total += s.scores.bytes() + s.rows.bytes() + s.products.bytes() + s.touched.bytes() + s.mixed.bytes() +
-             s.predictor.bytes();
+             s.x.bytes() + s.normed.bytes() + s.predictor.bytes();
   }
   return total;
 }

@@ -136,7 +136,7 @@ void bind_dense_ffn(Binder& binder, const Config& c, const std::string& block, L
 bool bind_experts(Binder& binder, const Config& c, const std::string& block, LayerWeights* layer) {
   const std::string router = block + "ffn_gate_inp.weight";
   layer->router = binder.matrix(router, {c.n_embd, c.n_expert});
-  // The router reads the residual stream itself, which nothing quantises.
+  // SmallThinker's reads the residual stream itself, which nothing quantises; nobody quantises others either.
   if (reads_quantised(layer->router))
     binder.fail(SBR_ERR_UNSUPPORTED, router, "is a quantised router, which is not supported");
   layer->gate = binder.matrix(block + "ffn_gate_exps.weight", {c.n_embd, c.n_ff, c.n_expert});
@@ -145,12 +145,13 @@ bool bind_experts(Binder& binder, const Config& c, const std::string& block, Lay
   const std::string name = block + "ffn_down_exps.weight";
   const GgufTensor& down = binder.tensor(name);
   const bool standard = down.ne[0] == c.n_ff && down.ne[1] == c.n_embd && down.ne[2] == c.n_expert && down.ne[3] == 1;
-  const bool transposed = down.ne[0] == c.n_embd && down.ne[1] == c.n_ff && down.ne[2] == c.n_expert && down.ne[3] == 1;
+  const bool transposed =
+      c.relu_experts() && down.ne[0] == c.n_embd && down.ne[1] == c.n_ff && down.ne[2] == c.n_expert && down.ne[3] == 1;
   if (!standard && !transposed) {
     const Shape expected[2] = {{c.n_ff, c.n_embd, c.n_expert}, {c.n_embd, c.n_ff, c.n_expert}};
     binder.fail(SBR_ERR_FORMAT, name,
                 "has the shape " + describe(down.ne, down.n_dims) + ", expected " + describe(expected[0].data(), 3) +
-                    " or, transposed, " + describe(expected[1].data(), 3));
+                    (c.relu_experts() ? " or, transposed, " + describe(expected[1].data(), 3) : ""));
   }
   layer->down = binder.view(down);
   // With as many neurons as channels the shape is ambiguous; the standard layout is what every tool writes.

@@ -1,6 +1,7 @@
 // The header of a synthetic file: what llama.cpp and the `gguf` package need to load it, and our own keys that say
 // that its weights are not a trained model's.
 #include <cstring>
+#include <limits>
 #include <string_view>
 
 #include "base/json.h"
@@ -136,13 +137,64 @@ void add_tokenizer(HeaderWriter& header, uint32_t n_vocab) {
   header.add_bool("tokenizer.ggml.add_bos_token", false);
 }
 
+// A SentencePiece vocabulary: <pad>, <eos>, <bos>, <unk>, the bytes and fillers.
+void add_gemma_tokenizer(HeaderWriter& header, uint32_t n_vocab) {
+  const char* const specials[] = {"<pad>", "<eos>", "<bos>", "<unk>"};
+  const char digits[] = "0123456789ABCDEF";
+  const uint32_t bytes_end = Gemma3n::kFirstByteToken + 256;
+  header.add_string("tokenizer.ggml.model", "llama");
+  header.add_string("tokenizer.ggml.pre", "default");
+  header.add_array("tokenizer.ggml.tokens", kGgufString, n_vocab);
+  for (uint32_t id = 0; id < n_vocab; ++id) {
+    const uint32_t byte = id - Gemma3n::kFirstByteToken;
+    if (id < Gemma3n::kFirstByteToken) {
+      header.string(specials[id]);
+    } else if (id < bytes_end) {
+      header.string(std::string("<0x") + digits[byte / 16] + digits[byte % 16] + ">");
+    } else {
+      header.string("<filler-" + std::to_string(id) + ">");
+    }
+  }
+  header.add_array("tokenizer.ggml.scores", kGgufF32, n_vocab);
+  for (uint32_t id = 0; id < n_vocab; ++id) {
+    header.value<float>(id < bytes_end ? 0.0F : -static_cast<float>(id - bytes_end));
+  }
+  header.add_array("tokenizer.ggml.token_type", kGgufI32, n_vocab);
+  for (uint32_t id = 0; id < n_vocab; ++id) {
+    header.value<int32_t>(id < 3 ? 3 : id == 3 ? 2 : id < bytes_end ? 6 : 1);  // control, unknown, byte, normal
+  }
+  header.add_u32("tokenizer.ggml.bos_token_id", 2);
+  header.add_u32("tokenizer.ggml.eos_token_id", 1);
+  header.add_u32("tokenizer.ggml.unknown_token_id", 3);
+  header.add_u32("tokenizer.ggml.padding_token_id", 0);
+  header.add_bool("tokenizer.ggml.add_bos_token", true);
+}
+
+void add_gemma3n_keys(HeaderWriter& header, const sbr_synth_spec& s) {
+  const std::string p = "gemma3n.";
+  header.add_u32(p + "embedding_length_per_layer_input", Gemma3n::kPerLayerWidth);
+  header.add_u32(p + "altup.num_inputs", Gemma3n::kStreams);
+  header.add_u32(p + "altup.active_idx", 0);
+  header.add_array(p + "activation_sparsity_scale", kGgufF32, s.n_layer);
+  for (uint32_t l = 0; l < s.n_layer; ++l) {
+    // Standard deviations above the mean, where the gate's outputs begin to count: 5 % of a normal distribution.
+    header.value<float>(l < Gemma3n::kSparseLayers ? 1.6448533535003662F : -std::numeric_limits<float>::infinity());
+  }
+  header.add_u32(p + "attention.sliding_window", s.sliding_window);
+  header.add_array(p + "attention.sliding_window_pattern", kGgufBool, s.n_layer);
+  for (uint32_t l = 0; l < s.n_layer; ++l) header.value<uint8_t>((l + 1) % Gemma3n::kGlobalEvery == 0 ? 0 : 1);
+  header.add_u32(p + "attention.shared_kv_layers",
+                 s.n_layer > Gemma3n::kOwnKvLayers ? s.n_layer - Gemma3n::kOwnKvLayers : 0);
+}
+
 void add_model_keys(HeaderWriter& header, const SynthSpec& spec) {
   const sbr_synth_spec& s = spec.raw;
   const std::string p = spec.architecture + ".";
   header.add_u32(p + "block_count", s.n_layer);
   header.add_u32(p + "context_length", s.n_ctx_train);
   header.add_u32(p + "embedding_length", s.n_embd);
-  header.add_u32(p + "feed_forward_length", s.n_ff);
+  // qwen3moe files state the width of a dense layer that does as much work.
+  header.add_u32(p + "feed_forward_length", spec.smallthinker || !spec.experts ? s.n_ff : s.n_ff * s.n_expert_used);
   header.add_u32(p + "attention.head_count", s.n_head);
   header.add_u32(p + "attention.head_count_kv", s.n_head_kv);
   header.add_u32(p + "attention.key_length", s.head_dim);
@@ -151,10 +203,12 @@ void add_model_keys(HeaderWriter& header, const SynthSpec& spec) {
   header.add_f32(p + "rope.freq_base", s.rope_freq_base);
   header.add_u32(p + "vocab_size", s.n_vocab);
   if (spec.architecture == "llama") header.add_u32(p + "rope.dimension_count", s.head_dim);
-  if (!spec.smallthinker) return;
+  if (spec.gemma3n) add_gemma3n_keys(header, s);
+  if (!spec.experts) return;
   header.add_u32(p + "expert_feed_forward_length", s.n_ff);
   header.add_u32(p + "expert_count", s.n_expert);
   header.add_u32(p + "expert_used_count", s.n_expert_used);
+  if (!spec.smallthinker) return;
   header.add_u32(p + "expert_gating_func", 2);  // sigmoid
   if (s.sliding_window != 0) header.add_u32(p + "attention.sliding_window", s.sliding_window);
 }
@@ -182,7 +236,11 @@ std::vector<uint8_t> make_synth_header(const SynthSpec& spec, const SynthPlan& p
   metadata.add_u32("general.alignment", static_cast<uint32_t>(kSynthAlignment));
   add_model_keys(metadata, spec);
   add_synthetic_keys(metadata, spec);
-  add_tokenizer(metadata, spec.raw.n_vocab);
+  if (spec.gemma3n) {
+    add_gemma_tokenizer(metadata, spec.raw.n_vocab);
+  } else {
+    add_tokenizer(metadata, spec.raw.n_vocab);
+  }
 
   HeaderWriter header;
   header.bytes("GGUF", 4);

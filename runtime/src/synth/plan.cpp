@@ -15,18 +15,15 @@
 #include <cmath>
 #include <utility>
 
-#include "gguf/gguf.h"
 #include "quant/blocks.h"
+#include "synth/builder.h"
 #include "synth/normal.h"
-#include "synth/random.h"
 
 namespace sbr {
 namespace {
 
 using Column0 = SynthPart::Column0;
 
-// What the scales of blocks vary by: (1536 + i) / 2048 for i in 0..1023 (fill.cpp). Their mean square.
-const double kScaleMeanSquare = 1.0 + 1.0 / 48;
 // Attention averages over positions: mean of the sum of squared attention weights in streams of some hundred tokens.
 const double kAttentionShare = 0.1;
 // Standard deviation of attention scores. 1 would spread attention so thin that its output vanishes.
@@ -36,6 +33,9 @@ const double kRouterCentre = -1.5;    // ... around this, so that sigmoid weight
 const double kLogitDeviation = 2.0;
 // Mean of silu(N)^2 for a standard normal N.
 const double kSiluSecondMoment = 0.3556;
+// Sum of squares of softmax weights of the best 8 of 128, in units of what equal weights have: their logits differ by a
+// third of kRouterDeviation.
+const double kSoftmaxWeightSpread = 1.3;
 
 // Mean over the channels of squared weights of a norm, as a matrix with and without flat first blocks feels it.
 struct NormMoments {
@@ -43,13 +43,10 @@ struct NormMoments {
   double flat = 0;  // the same with block scales: exact in the first block, kScaleMeanSquare in the others
 };
 
-class Designer {
+class Designer : PlanBuilder {
  public:
   explicit Designer(const SynthSpec& spec)
-      : spec_(spec),
-        s_(spec.raw),
-        range_(s_.weight_type == SBR_TYPE_Q4_0 ? kNibbleRange : kByteRange),
-        n_channels_(spec.smallthinker ? s_.n_embd - 1.0 : s_.n_embd) {}
+      : PlanBuilder(spec), n_channels_(spec.smallthinker ? s_.n_embd - 1.0 : s_.n_embd) {}
 
   SynthPlan design() {
     add_embedding();
@@ -60,6 +57,8 @@ class Designer {
       stream_ += n_channels_ * kAttentionShare / s_.n_layer;
       if (spec_.smallthinker) {
         add_experts(layer);
+      } else if (spec_.experts) {
+        add_silu_experts();
       } else {
         add_dense_ffn();
       }
@@ -67,8 +66,7 @@ class Designer {
     }
     prefix_.clear();
     add_output();
-    place();
-    return std::move(plan_);
+    return place();
   }
 
  private:
@@ -78,38 +76,6 @@ class Designer {
   double normed_deviation() const { return deviation() / rms(); }
   double rms() const { return std::sqrt((stream_ + bias_ * bias_) / s_.n_embd); }
 
-  SynthPart matrix(const std::string& name, uint64_t rows, uint64_t cols, double element_deviation) const {
-    SynthPart part;
-    part.type = s_.weight_type;
-    part.rows = rows;
-    part.cols = cols;
-    part.key = stream_key(s_.seed, name);
-    part.scale = element_deviation / std::sqrt(range_.mean_square * kScaleMeanSquare);
-    return part;
-  }
-
-  SynthPart literal(std::vector<float> values) const {
-    SynthPart part;
-    part.kind = SynthPart::Kind::kLiteral;
-    part.type = SBR_TYPE_F32;
-    part.rows = 1;
-    part.cols = values.size();
-    part.values = std::move(values);
-    return part;
-  }
-
-  // Norm weights around `centre`, 0.75 to 1.25 times it.
-  std::vector<float> norm_values(const std::string& name, uint64_t n, double centre, bool random_signs = false) const {
-    const uint64_t key = stream_key(s_.seed, name);
-    std::vector<float> values;
-    for (uint64_t i = 0; i < n; ++i) {
-      const uint64_t bits = random_u64(key, i);
-      const double value = centre * (1536.0 + static_cast<double>(bits >> 54)) / 2048.0;
-      values.push_back(static_cast<float>(random_signs && (bits & 1) != 0 ? -value : value));
-    }
-    return values;
-  }
-
   NormMoments moments(const std::vector<float>& norm) const {
     NormMoments m;
     for (size_t i = spec_.smallthinker ? 1 : 0; i < norm.size(); ++i) {
@@ -118,27 +84,6 @@ class Designer {
       m.flat += i < kBlock ? square : kScaleMeanSquare * square;
     }
     return m;
-  }
-
-  void add(const std::string& name, std::vector<uint64_t> shape, SynthPart part) {
-    std::vector<SynthPart> parts;
-    parts.push_back(std::move(part));
-    add(name, std::move(shape), std::move(parts));
-  }
-
-  void add(const std::string& name, std::vector<uint64_t> shape, std::vector<SynthPart> parts) {
-    SynthTensor tensor;
-    tensor.name = name;
-    tensor.type = parts.front().type;
-    tensor.shape = std::move(shape);
-    tensor.parts = std::move(parts);
-    plan_.tensors.push_back(std::move(tensor));
-  }
-
-  void add_matrix(const std::string& name, uint64_t cols, uint64_t rows, double deviation, Column0 column0) {
-    SynthPart part = matrix(name, rows, cols, deviation);
-    part.column0 = column0;
-    add(name, {cols, rows}, std::move(part));
   }
 
   void add_embedding() {
@@ -260,6 +205,24 @@ class Designer {
     add(name, {f, d, e}, std::move(down));
   }
 
+  // Their router reads what they read: the normed hidden state. No experts are preferred: there is no bias channel.
+  void add_silu_experts() {
+    const uint64_t d = s_.n_embd;
+    const uint64_t f = s_.n_ff;
+    const uint64_t e = s_.n_expert;
+    std::vector<float> norm = norm_values(prefix_ + "ffn_norm.weight", d, 1.0);
+    const double unit = 1.0 / (std::sqrt(moments(norm).all) * normed_deviation());
+    add(prefix_ + "ffn_norm.weight", {d}, literal(std::move(norm)));
+    add(prefix_ + "ffn_gate_inp.weight", {d, e},
+        matrix(prefix_ + "ffn_gate_inp.weight", SBR_TYPE_F32, e, d, unit * kRouterDeviation));
+    add(prefix_ + "ffn_gate_exps.weight", {d, f, e}, matrix(prefix_ + "ffn_gate_exps.weight", e * f, d, unit));
+    add(prefix_ + "ffn_up_exps.weight", {d, f, e}, matrix(prefix_ + "ffn_up_exps.weight", e * f, d, unit));
+    const double weights = kSoftmaxWeightSpread / s_.n_expert_used;
+    add(prefix_ + "ffn_down_exps.weight", {f, d, e},
+        matrix(prefix_ + "ffn_down_exps.weight", e * d, f,
+               std::sqrt(1.0 / s_.n_layer / (static_cast<double>(f) * kSiluSecondMoment * weights))));
+  }
+
   void add_dense_ffn() {
     std::vector<float> norm = norm_values(prefix_ + "ffn_norm.weight", s_.n_embd, 1.0);
     const double unit = 1.0 / (std::sqrt(moments(norm).all) * normed_deviation());
@@ -314,28 +277,16 @@ class Designer {
     add(name, {r * (uint64_t{s_.n_embd} + s_.n_vocab)}, std::move(parts));
   }
 
-  void place() {
-    uint64_t offset = 0;
-    for (SynthTensor& tensor : plan_.tensors) {
-      tensor.offset = offset;
-      for (const SynthPart& part : tensor.parts) tensor.bytes += part.rows * type_row_bytes(part.type, part.cols);
-      offset += (tensor.bytes + kSynthAlignment - 1) / kSynthAlignment * kSynthAlignment;
-    }
-    plan_.data_bytes = offset;
-  }
-
-  const SynthSpec& spec_;
-  const sbr_synth_spec& s_;
-  const IntegerRange range_;
   const double n_channels_;  // that blocks write: all, less the bias channel
   double bias_ = 0;          // channel 0 of smallthinker models
   double stream_ = 0;        // expected sum of squares of the other channels, here
   std::string prefix_;       // "blk.N."
-  SynthPlan plan_;
 };
 
 }  // namespace
 
-SynthPlan make_synth_plan(const SynthSpec& spec) { return Designer(spec).design(); }
+SynthPlan make_synth_plan(const SynthSpec& spec) {
+  return spec.gemma3n ? make_gemma3n_plan(spec) : Designer(spec).design();
+}
 
 }  // namespace sbr

@@ -52,6 +52,7 @@ struct SynthPlan {
 
 // Designs the weights.
 SynthPlan make_synth_plan(const SynthSpec& spec);
+SynthPlan make_gemma3n_plan(const SynthSpec& spec);  // the part of it for that architecture
 
 // Everything before the data section, padding included.
 std::vector<uint8_t> make_synth_header(const SynthSpec& spec, const SynthPlan& plan);

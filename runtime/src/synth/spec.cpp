@@ -55,7 +55,7 @@ void check_shapes(const sbr_synth_spec& s) {
 void check_experts(const sbr_synth_spec& s) {
   require_range("n_expert", s.n_expert, 1, 4096);
   require_range("n_expert_used", s.n_expert_used, 1, s.n_expert);
-  if (s.n_ff == s.n_embd) {
+  if (text_of(s.architecture) == "smallthinker" && s.n_ff == s.n_embd) {
     refuse("n_ff", "equals n_embd (" + std::to_string(s.n_ff) +
                        "): the two layouts of the expert down matrices, which " +
                        "differ by their shape only, could not be told apart");
@@ -73,14 +73,23 @@ void check_experts(const sbr_synth_spec& s) {
   }
 }
 
+void check_gemma3n(const sbr_synth_spec& s) {
+  require_range("sliding_window", s.sliding_window, 1, 1u << 20);
+  require_range("n_vocab", s.n_vocab, Gemma3n::kSmallestVocab, 1u << 22);
+  if (s.tied_output == 0) refuse("tied_output", "is 0, but gemma3n models have a tied output");
+}
+
 }  // namespace
 
 SynthSpec::SynthSpec(const sbr_synth_spec& spec)
     : raw(spec), architecture(text_of(spec.architecture)), name(text_of(spec.name)) {
   smallthinker = architecture == "smallthinker";
-  qk_norm = architecture == "qwen3";
-  if (!smallthinker && !qk_norm && architecture != "llama") {
-    refuse("architecture", "\"" + architecture + "\" is not supported (supported: smallthinker, qwen3, llama)",
+  experts = smallthinker || architecture == "qwen3moe";
+  qk_norm = architecture == "qwen3" || architecture == "qwen3moe";
+  gemma3n = architecture == "gemma3n";
+  if (!smallthinker && !qk_norm && !gemma3n && architecture != "llama") {
+    refuse("architecture",
+           "\"" + architecture + "\" is not supported (supported: smallthinker, qwen3, qwen3moe, llama, gemma3n)",
            SBR_ERR_UNSUPPORTED);
   }
   if (raw.weight_type != SBR_TYPE_F32 && raw.weight_type != SBR_TYPE_F16 && raw.weight_type != SBR_TYPE_Q8_0 &&
@@ -93,9 +102,17 @@ SynthSpec::SynthSpec(const sbr_synth_spec& spec)
   }
   check_shapes(raw);
   if (!smallthinker) {
-    require_zero("n_expert", raw.n_expert, architecture);
-    require_zero("n_expert_used", raw.n_expert_used, architecture);
-    require_zero("sliding_window", raw.sliding_window, architecture);
+    if (experts) {
+      check_experts(raw);
+    } else {
+      require_zero("n_expert", raw.n_expert, architecture);
+      require_zero("n_expert_used", raw.n_expert_used, architecture);
+    }
+    if (gemma3n) {
+      check_gemma3n(raw);
+    } else {
+      require_zero("sliding_window", raw.sliding_window, architecture);
+    }
     require_zero("transposed_down", raw.transposed_down, architecture);
     require_zero("predictor_rank", raw.predictor_rank, architecture);
     require_zero("hot_experts", raw.hot_experts, architecture);

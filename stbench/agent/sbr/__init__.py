@@ -10,19 +10,22 @@ without a copy. Tokens are any iterable of integers; a writable int32 buffer (ar
 copied. One session belongs to one thread at a time; :meth:`Session.cancel` may come from any.
 """
 
+from ._bench import KernelBench
 from ._files import ProbeResult, describe, probe_gather, probe_read, probe_storage, synth_size, synth_write
 from ._load import Isa, Library, LoadError, NativeError, load
-from ._names import DOWN_LAYOUTS, ISA_AUTO, LOGITS_MODES, SPARSITIES, TYPES
+from ._names import DOWN_LAYOUTS, ISA_AUTO, KERNELS, LOGITS_MODES, SPARSITIES, TYPES
 from ._session import Decoded, Model, Prefilled, Session
 
 __all__ = [
     "DOWN_LAYOUTS",
     "ISA_AUTO",
+    "KERNELS",
     "LOGITS_MODES",
     "SPARSITIES",
     "TYPES",
     "Decoded",
     "Isa",
+    "KernelBench",
     "Library",
     "LoadError",
     "Model",

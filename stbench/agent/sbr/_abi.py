@@ -44,9 +44,12 @@ class Error(Structure):
 ISA_AUTO = 0
 ISA_SCALAR = 1
 ISA_AVX2 = 10
+ISA_AVXVNNI = 15
 ISA_AVX512VNNI = 20
+ISA_AMX = 30
 ISA_NEON = 40
 ISA_NEON_DOTPROD = 50
+ISA_NEON_I8MM = 60
 
 
 class IsaInfo(Structure):
@@ -121,6 +124,8 @@ class ModelInfo(Structure):
         ("weight_bytes", c_uint64),
         ("architecture", c_char * 32),
         ("name", c_char * 96),
+        ("load_ns", c_uint64),
+        ("anonymous_bytes", c_uint64),
     ]
 
 
@@ -128,6 +133,11 @@ class ModelInfo(Structure):
 
 SKIPPED_EXCLUDED = 0
 SKIPPED_ZERO = 1
+
+SPARSE_FFN_AUTO = 2
+
+SPLIT_MEASURED = 0
+SPLIT_EQUAL = 1
 
 
 class SessionOptions(Structure):
@@ -148,6 +158,7 @@ class SessionOptions(Structure):
         ("lm_head_threshold", c_float),
         ("lm_head_skipped", c_uint32),
         ("phase_timing", c_uint32),
+        ("row_split", c_uint32),
     ]
 
 
@@ -172,6 +183,8 @@ class SessionInfo(Structure):
         ("n_past", c_uint32),
         ("kv_bytes", c_uint64),
         ("scratch_bytes", c_uint64),
+        ("sparse_ffn_auto", c_uint32),
+        ("row_split", c_uint32),
     ]
 
 
@@ -225,6 +238,7 @@ class Counters(Structure):
         ("ns_ffn", c_uint64),
         ("ns_lm_head", c_uint64),
         ("ns_barrier", c_uint64),
+        ("nonfinite", c_uint64),
     ]
 
 
@@ -236,6 +250,8 @@ class LayerCounters(Structure):
         ("layer", c_uint32),
         ("neurons_examined", c_uint64),
         ("neurons_active", c_uint64),
+        ("sparse_ffn", c_uint32),
+        ("sparse_ffn_batch", c_uint32),
     ]
 
 
@@ -308,6 +324,30 @@ class ProbeResult(Structure):
     ]
 
 
+# ---- one kernel at a time ----
+
+KERNEL_GEMV = 0
+KERNEL_GATHER_GEMV = 1
+KERNEL_GEMM = 2
+KERNEL_AXPY_ROWS = 3
+KERNEL_QUANTISE = 4
+
+
+class KernelBenchOptions(Structure):
+    """sbr_kernel_bench_options."""
+
+    _fields_ = [
+        ("struct_size", c_uint32),
+        ("isa", c_uint32),
+        ("kernel", c_uint32),
+        ("weight_type", c_uint32),
+        ("n_rows", c_uint32),
+        ("n_cols", c_uint32),
+        ("n_tokens", c_uint32),
+        ("keep", c_uint32),
+    ]
+
+
 # ---- functions: name, result, arguments; handles and strings that the caller frees are void pointers -
 
 _ERROR = POINTER(Error)
@@ -351,4 +391,11 @@ FUNCTIONS: List[Tuple[str, Any, List[Any]]] = [
     ("sbr_probe_read", c_int32, [POINTER(ProbeOptions), POINTER(ProbeResult), _ERROR]),
     ("sbr_probe_gather", c_int32, [POINTER(ProbeOptions), POINTER(ProbeResult), _ERROR]),
     ("sbr_probe_storage", c_int32, [c_char_p, POINTER(ProbeOptions), POINTER(ProbeResult), _ERROR]),
+    ("sbr_kernel_bench_create", c_int32, [POINTER(KernelBenchOptions), POINTER(_HANDLE), _ERROR]),
+    ("sbr_kernel_bench_run", c_int32, [_HANDLE, c_uint32, POINTER(ProbeResult), _ERROR]),
+    ("sbr_kernel_bench_free", None, [_HANDLE]),
 ]
+
+# Younger than ABI version 1: an older build of that ABI lacks them and is measured beside a newer one all the
+# same. Whoever calls one of these on such a library gets a LoadError.
+LATER = frozenset({"sbr_kernel_bench_create", "sbr_kernel_bench_run", "sbr_kernel_bench_free"})

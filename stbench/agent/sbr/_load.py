@@ -64,9 +64,16 @@ class Library:
         return getattr(self._handle, name)
 
     def call(self, name: str, *args: Any) -> None:
-        """Calls a function that returns a status and takes an ``sbr_error*`` last. Raises NativeError."""
+        """Calls a function that returns a status and takes an ``sbr_error*`` last.
+
+        Raises NativeError, and LoadError for a function that an older build lacks.
+        """
         error = _abi.Error(struct_size=ctypes.sizeof(_abi.Error))
-        status = getattr(self._handle, name)(*args, ctypes.byref(error))
+        try:
+            function = getattr(self._handle, name)
+        except AttributeError:
+            raise LoadError("%s is too old: it lacks the function %s" % (self.path, name)) from None
+        status = function(*args, ctypes.byref(error))
         if status != _abi.OK:
             message = error.message.decode("utf-8", "replace")
             raise NativeError(status, message or "%s failed with status %d" % (name, status))
@@ -112,7 +119,8 @@ class Library:
 def load(path: str) -> Library:
     """Loads the library at ``path``, binds every function and checks the ABI version.
 
-    Raises :class:`LoadError`.
+    An older build may lack functions that are younger than its ABI version: two builds can then still be
+    measured side by side. Raises :class:`LoadError`.
     """
     if not os.path.isfile(path):
         raise LoadError("there is no library at %s" % path)
@@ -134,6 +142,8 @@ def load(path: str) -> Library:
         try:
             function = getattr(handle, name)
         except AttributeError:
+            if name in _abi.LATER:
+                continue
             raise LoadError("%s lacks the function %s" % (path, name)) from None
         function.restype = result
         function.argtypes = arguments

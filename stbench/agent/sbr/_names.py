@@ -19,8 +19,17 @@ TYPES = {
     "q4_k": _abi.TYPE_Q4_K,
     "q6_k": _abi.TYPE_Q6_K,
 }
+KERNELS = {
+    "gemv": _abi.KERNEL_GEMV,
+    "gather_gemv": _abi.KERNEL_GATHER_GEMV,
+    "gemm": _abi.KERNEL_GEMM,
+    "axpy_rows": _abi.KERNEL_AXPY_ROWS,
+    "quantise": _abi.KERNEL_QUANTISE,
+}
 LOAD_MODES = {"mmap": _abi.LOAD_MMAP, "read": _abi.LOAD_READ}
 LOGITS_MODES = {"none": _abi.LOGITS_NONE, "last": _abi.LOGITS_LAST, "all": _abi.LOGITS_ALL}
+SPARSE_FFN = {"off": 0, "on": 1, "auto": _abi.SPARSE_FFN_AUTO}
+SPLITS = {"measured": _abi.SPLIT_MEASURED, "equal": _abi.SPLIT_EQUAL}
 SKIPPED = {"excluded": _abi.SKIPPED_EXCLUDED, "zero": _abi.SKIPPED_ZERO}
 
 # The header's number: what a record says.

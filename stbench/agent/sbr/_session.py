@@ -4,11 +4,11 @@ import array
 import ctypes
 import os
 import weakref
-from typing import Any, Iterable, List, NamedTuple, Optional, Sequence, Tuple
+from typing import Any, Iterable, List, NamedTuple, Optional, Sequence, Tuple, Union
 
 from . import _abi
 from ._load import Library, NativeError
-from ._names import LOAD_MODES, LOGITS_MODES, SKIPPED, TYPES, number, sized, uint32s
+from ._names import LOAD_MODES, LOGITS_MODES, SKIPPED, SPARSE_FFN, SPLITS, TYPES, number, sized, uint32s
 
 
 def _tokens(tokens: Iterable[int]) -> Any:
@@ -104,7 +104,7 @@ class Decoded(NamedTuple):
 
 class Session:
     """A KV cache, its threads and its settings on a model. Arguments are ``sbr_session_options`` by the names
-    that a person types. Raises NativeError."""
+    that a person types; ``sparse_ffn`` may be "auto". Raises NativeError."""
 
     def __init__(
         self,
@@ -116,11 +116,12 @@ class Session:
         n_batch: int = 64,
         kv_type: str = "f16",
         kv_touch: bool = False,
-        sparse_ffn: bool = False,
+        sparse_ffn: Union[bool, str] = False,
         sparse_lm_head: bool = False,
         lm_head_threshold: float = 0.0,
         lm_head_skipped: str = "excluded",
         phase_timing: bool = True,
+        row_split: str = "measured",
     ) -> None:
         library = model.library
         options = sized(_abi.SessionOptions)
@@ -134,11 +135,13 @@ class Session:
         options.n_batch = n_batch
         options.kv_type = number(TYPES, kv_type, "kv_type")
         options.kv_touch = int(kv_touch)
-        options.sparse_ffn = int(sparse_ffn)
+        word = sparse_ffn if isinstance(sparse_ffn, str) else ("on" if sparse_ffn else "off")
+        options.sparse_ffn = number(SPARSE_FFN, word, "sparse_ffn")
         options.sparse_lm_head = int(sparse_lm_head)
         options.lm_head_threshold = lm_head_threshold
         options.lm_head_skipped = number(SKIPPED, lm_head_skipped, "lm_head_skipped")
         options.phase_timing = int(phase_timing)
+        options.row_split = number(SPLITS, row_split, "row_split")
         self.model = model
         self.library = library
         self._handle: Optional[ctypes.c_void_p] = None
