@@ -196,6 +196,8 @@ def _silent(job: JobSpec, status: str, detail: str, started_at: str, begin: floa
         workload=job.workload,
         settings=job.settings,
         purpose=job.purpose,
+        program=job.program,
+        attempt=job.attempt,
     )
 
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import pydantic
 
 from stbench import yamlfile
+from stbench.engine_entries import EngineEntry, engines_of, parse_entries
 from stbench.errors import InputError, InventoryError
 
 # Names go into labels (`rpi5:smallthinker-4b/...`), file names and globs.
@@ -76,12 +77,15 @@ class DeviceEntry(pydantic.BaseModel):
     tags: list[str] | None = None
     extends: str | None = None
     timeout: Annotated[float, pydantic.Field(gt=0, le=86400)] | None = None
+    # Checked by itself, in stbench.engine_entries.
+    engines: Any = None
 
 
 @dataclass(frozen=True)
 class Device:
     """A device with everything settled. ``threads`` None: all CPUs; ``cpus`` empty: not pinned;
-    ``work_dir`` and ``python`` empty: the connector's default; ``timeout_s``: of one job."""
+    ``work_dir`` and ``python`` empty: the connector's default; ``timeout_s``: of one job; ``engines``: the
+    programs that devices.yaml describes for it."""
 
     name: str
     enabled: bool = True
@@ -96,6 +100,7 @@ class Device:
     models: Mapping[str, str] | None = None
     tags: tuple[str, ...] = ()
     timeout_s: float = 600.0
+    engines: Mapping[str, EngineEntry] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -139,8 +144,9 @@ def _devices(document: yamlfile.Document) -> tuple[Device, ...]:
         document.add((), f"expected a mapping with the key devices, got {yamlfile.shown(top)}")
         return ()
     for key in top:
-        if key != "devices":
-            document.add((key,), yamlfile.unknown(key, ["devices"]))
+        if key not in ("devices", "engines"):
+            document.add((key,), yamlfile.unknown(key, ["devices", "engines"]))
+    common = parse_entries(document, top["engines"], ("engines",)) if "engines" in top else {}
     written = top.get("devices")
     if not isinstance(written, dict) or not written:
         where: yamlfile.Path = ("devices",) if "devices" in top else ()
@@ -148,6 +154,7 @@ def _devices(document: yamlfile.Document) -> tuple[Device, ...]:
         return ()
 
     entries: dict[str, DeviceEntry] = {}
+    engines: dict[str, dict[str, EngineEntry]] = {}
     for name, data in written.items():
         path = ("devices", name)
         if not NAME.fullmatch(name):
@@ -155,11 +162,17 @@ def _devices(document: yamlfile.Document) -> tuple[Device, ...]:
         entry = yamlfile.validate(document, DeviceEntry, {} if data is None else data, path)
         if entry is not None:
             entries[name] = entry
+            if entry.engines is not None:
+                engines[name] = parse_entries(document, entry.engines, (*path, "engines"))
     for name, data in written.items():
         base = data.get("extends") if isinstance(data, dict) else None
         if isinstance(base, str) and base not in written:
             document.add(("devices", name, "extends"), yamlfile.unknown_name("device", base, written))
-    devices = tuple(_settle(document, name, entries) for name in entries if _chain_is_intact(name, entries))
+    devices = tuple(
+        _settle(document, name, entries, common, engines)
+        for name in entries
+        if _chain_is_intact(name, entries)
+    )
     return () if document.problems else devices
 
 
@@ -175,14 +188,20 @@ def _chain_is_intact(name: str, entries: dict[str, DeviceEntry]) -> bool:
     return True
 
 
-def _settle(document: yamlfile.Document, name: str, entries: dict[str, DeviceEntry]) -> Device:
+def _settle(
+    document: yamlfile.Document,
+    name: str,
+    entries: dict[str, DeviceEntry],
+    common: Mapping[str, EngineEntry],
+    engines: Mapping[str, Mapping[str, EngineEntry]],
+) -> Device:
     """Follows ``extends`` and fills defaults. ``enabled`` is never inherited: a template that is disabled
     must not disable, nor an enabled one enable, what is made from it."""
     values: dict[str, Any] = {}
     chain = [name]
     while True:
         entry = entries[chain[-1]]
-        for key, value in entry.model_dump(exclude_none=True, exclude={"extends"}).items():
+        for key, value in entry.model_dump(exclude_none=True, exclude={"extends", "engines"}).items():
             if key != "enabled" or len(chain) == 1:
                 values.setdefault(key, value)
         if entry.extends is None:
@@ -207,6 +226,7 @@ def _settle(document: yamlfile.Document, name: str, entries: dict[str, DeviceEnt
         models=values.get("models", {}),
         tags=tuple(values.get("tags", ())),
         timeout_s=float(values.get("timeout", 600.0)),
+        engines=engines_of(common, [engines.get(link, {}) for link in chain]),
     )
     if device.enabled and device.connector == "ssh":
         message = "devices over ssh are not in this version; set enabled: false"

@@ -79,7 +79,8 @@ class Live:
         speed = tokens_per_s(record)
         if speed is not None:
             self._tokens_per_s.setdefault(record.label, []).append(speed)
-        self.note(f"{record.label} #{record.replicate + 1}: {_result(record, speed)}")
+        again = " again" if record.attempt else ""
+        self.note(f"{record.label} #{record.replicate + 1}{again}: {_result(record, speed)}")
 
 
 def tokens_per_s(record: RunRecord) -> float | None:
@@ -88,7 +89,8 @@ def tokens_per_s(record: RunRecord) -> float | None:
         return None
     samples = record.samples
     if sum(samples.decode_ns) > 0:
-        return len(samples.decode_ns) / (sum(samples.decode_ns) * 1e-9)
+        tokens = sum(samples.decode_tokens) or len(samples.decode_ns)
+        return tokens / (sum(samples.decode_ns) * 1e-9)
     if sum(samples.prefill_ns) > 0:
         return sum(samples.prefill_tokens) / (sum(samples.prefill_ns) * 1e-9)
     return None

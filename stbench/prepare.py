@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from stbench import catalogue
+from stbench import catalogue, gemma3n
 from stbench.agent import model_file, sbr, wire
 from stbench.agent.wire import ModelRef, SynthSpec
 from stbench.agentclient import Agent, OnBytes
@@ -23,17 +23,16 @@ from stbench.catalogue import Sizes
 from stbench.connectors import connector_for
 from stbench.connectors.base import Connector
 from stbench.deploy import deploy
+from stbench.disk import RESERVE_BYTES
 from stbench.errors import ModelError, NoSpace
 from stbench.inventory import Device
 from stbench.plan import DeviceModel, Target
+from stbench.programs import TargetProgram, programs_of
 from stbench.sweep import Sweep, Traits, is_fake
 
 # Goes up when the writer of synthetic models gives other bytes for the same specification, so that files of
 # an older stbench in the cache are not taken for new ones.
 SYNTH_FORMAT = 1
-
-# What is left free on a device after its models are made.
-RESERVE_BYTES = 256 << 20
 
 PREDICTOR = "lm_head_profiler.weight"
 
@@ -53,19 +52,23 @@ def prepared(
     library: Library | None,
     on_bytes: OnBytes,
     *,
+    engines: Sequence[str] = (),
     lease: bool = True,
 ) -> Iterator[list[Prepared]]:
     """Connects to all devices, for as long as the block lasts. ``library`` may be None when only fake engines
     run; without ``lease`` nothing may be measured.
 
-    Raises :class:`stbench.errors.DeviceError`, :class:`ModelError`."""
+    Raises :class:`stbench.errors.DeviceError`, :class:`ModelError`, and what
+    :func:`stbench.programs.programs_of` raises."""
+    given = {label_name(name): name for name in models}
+    programs = [programs_of(device, engines, given) for device in devices]
     agents: list[Agent] = []
     try:
         for device in devices:
             agents.append(_connected(device, connector_for(device), library, lease))
         yield [
-            Prepared(agent, _target(device, agent, models, library, on_bytes))
-            for device, agent in zip(devices, agents, strict=True)
+            Prepared(agent, _target(device, agent, models, own, library, on_bytes))
+            for device, agent, own in zip(devices, agents, programs, strict=True)
         ]
     finally:
         for agent in agents:
@@ -82,7 +85,12 @@ def _connected(device: Device, connector: Connector, library: Library | None, le
 
 
 def _target(
-    device: Device, agent: Agent, models: Sequence[str], library: Library | None, on_bytes: OnBytes
+    device: Device,
+    agent: Agent,
+    models: Sequence[str],
+    programs: Mapping[str, TargetProgram],
+    library: Library | None,
+    on_bytes: OnBytes,
 ) -> Target:
     found: dict[str, DeviceModel] = {}
     for name in models:
@@ -93,7 +101,11 @@ def _target(
                 hint="rename one of the files, or name it in devices.yaml (models: {name: path})",
             )
         found[model.ref.name] = model
-    return Target(device, agent.facts(), agent.deployment.library, agent.deployment.library_sha256, found)
+    for name in {name: None for program in programs.values() for name in program.models.values()}:
+        if name not in found:
+            found[name] = resolve(device, agent, name, library, on_bytes)
+    deployed = agent.deployment
+    return Target(device, agent.facts(), deployed.library, deployed.library_sha256, found, programs)
 
 
 def label_name(name: str) -> str:
@@ -206,7 +218,7 @@ def describe(library: Library, path: str) -> tuple[Traits, Sizes]:
         share = used / experts if "_exps." in tensor["name"] and experts else 1.0
         if tensor["name"].endswith(PREDICTOR):
             share = 0.0
-        if tensor["name"] == "token_embd.weight" and not tied:
+        if (tensor["name"] == "token_embd.weight" and not tied) or tensor["name"] == gemma3n.TABLE:
             share = tensor["shape"][0] / count if count else 0.0
         params += count
         active += int(count * share)

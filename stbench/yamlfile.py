@@ -178,7 +178,8 @@ _EXPECTED = {
 def _sentence(model: type[pydantic.BaseModel], item: Any) -> str:
     kind, context = item["type"], item.get("ctx", {})
     if kind == "extra_forbidden":
-        return unknown(str(item["loc"][-1]), model.model_fields)
+        known = [field.alias or name for name, field in model.model_fields.items()]
+        return unknown(str(item["loc"][-1]), known)
     if kind in _EXPECTED:
         expected = _EXPECTED[kind]
     elif kind == "literal_error":

@@ -1,7 +1,7 @@
 """Engines by name: ``sbr`` is the native runtime, ``fake`` a stand-in for tests (:mod:`stbench.agent.fake`).
 
-An engine process (llama-bench, an external command) that times itself does not fit
-:class:`stbench.agent.engine.Engine`; it will get its own runner beside :func:`stbench.agent.measure.measure`.
+Programs that time themselves (llama-bench, an external command) do not fit
+:class:`stbench.agent.engine.Engine` and are run by :mod:`stbench.agent.programs`.
 """
 
 from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple

@@ -15,6 +15,7 @@ It reads options from the model's name, ``fake:crash`` or ``fake:load=0.1,step=2
 ``fail``           raises an ordinary exception
 ``wrong``          computes other logits than its own scalar reference
 ``noise``          computes logits within the tolerance, not equal to the last bit
+``disturbed[=N]``  the first N attempts (1) report half the memory bandwidth after the run
 =================  ==========================================================================================
 """
 
@@ -28,7 +29,23 @@ from typing import Any, Dict, List, Sequence, Tuple
 
 from .engine import COUNTER_NAMES, Decode, Prefill
 from .sbr import NativeError, _abi
-from .wire import Effective, ModelRef, ModelShape, PhaseCounters, Settings
+from .wire import Effective, JobSpec, ModelRef, ModelShape, PhaseCounters, Settings
+
+# What a quiet machine's brackets are made up to say, GB/s.
+_QUIET_GB_PER_S = 20.0
+
+
+def gb_per_s(job: JobSpec, after: bool) -> float:
+    """The made-up read bandwidth beside a job."""
+    disturbed = _options(job.model.name).get("disturbed")
+    falls = disturbed is not None and job.attempt < int(disturbed or 1)
+    return _QUIET_GB_PER_S / 2 if after and falls else _QUIET_GB_PER_S
+
+
+def _options(model_name: str) -> Dict[str, str]:
+    head, _, text = model_name.partition(":")
+    parts = [part.partition("=") for part in text.split(",")] if head == "fake" and text else []
+    return {key: value for key, _, value in parts}
 
 
 def _noise(number: int) -> int:
@@ -62,10 +79,7 @@ class FakeEngine:
 
     def open(self, model: ModelRef, settings: Settings) -> ModelShape:
         """See :class:`stbench.agent.engine.Engine`."""
-        head, _, text = model.name.partition(":")
-        for part in text.split(",") if head == "fake" and text else []:
-            key, _, value = part.partition("=")
-            self._options[key] = value
+        self._options = _options(model.name)
         self._settings = settings
         time.sleep(self._number("load", 0.0))
         if "unsupported" in self._options:

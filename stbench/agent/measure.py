@@ -18,7 +18,7 @@ import os
 import time
 from typing import Any, Dict, List, Optional, Protocol, Tuple
 
-from . import __version__, engines, model_file, monitor, probe, verify
+from . import __version__, engines, model_file, monitor, probe, programs, verify
 from .engine import Decode, Engine, Prefill
 from .tree import Tree
 from .wire import Counters, JobSpec, Memory, ModelShape, PhaseCounters, Samples, Versions
@@ -67,7 +67,11 @@ def token_stream(seed: int, count: int, n_vocab: int, stream: int = _WORKLOAD_ST
 
 
 def measure(job: JobSpec, report: Report) -> None:
-    """Does the whole job. What goes wrong is raised: NativeError, OSError, MemoryError, ValueError."""
+    """Does the whole job; one whose engine is a program in :mod:`stbench.agent.programs`. What goes wrong is
+    raised: NativeError, OSError, MemoryError, ValueError."""
+    if job.program is not None:
+        programs.measure(job, report)
+        return
     report.phase("start")
     work_path = job.model.path if os.path.exists(job.model.path) else "/"
     report.part("facts", probe.probe(work_path=work_path))

@@ -5,10 +5,17 @@ have recorded it did not. "unknown": nothing here could tell; a frequency or a t
 
 What can tell: x86 counters of thermal throttling, the Raspberry Pi firmware's flags (sysfs, else
 ``vcgencmd``), and cpufreq cooling devices (the kernel's thermal governor lowering the maximal frequency).
+
+And was it ours? CPU time that went neither to this process, nor to children it has waited for, nor to idling,
+went to others; counted on the CPUs that our threads may use, so that a busy neighbour on other CPUs of a big
+machine is not ours to mind.
 """
 
+import os
 import re
+import resource
 import subprocess
+import time
 from typing import Callable, Dict, List, NamedTuple, Optional
 
 from .tree import Tree, cpu_list
@@ -20,8 +27,16 @@ _PI_NOW = 0x0000F
 _PI_SINCE_BOOT = 0xF0000
 
 
+class CpuTime(NamedTuple):
+    """Of one CPU since the machine started, seconds: not idle, and taken away by a hypervisor."""
+
+    busy_s: float
+    steal_s: float
+
+
 class Snapshot(NamedTuple):
-    """The sensors at one moment; a None or empty member has no sensor."""
+    """The sensors at one moment; a None or empty member has no sensor. ``cpu_times`` are those of the CPUs
+    that our threads may use, ``own_cpu_s`` is what we used ourselves."""
 
     khz: List[int]
     temperature_mc: Dict[str, int]
@@ -30,6 +45,9 @@ class Snapshot(NamedTuple):
     cooling: Dict[str, int]
     max_khz: Dict[str, int]
     load_average: Optional[float]
+    time_s: float
+    own_cpu_s: float
+    cpu_times: Dict[int, CpuTime]
 
 
 def _vcgencmd() -> Optional[str]:
@@ -58,6 +76,37 @@ def _pi_flags(tree: Tree, vcgencmd: Optional[Callable[[], Optional[str]]]) -> Op
 def _load_average(tree: Tree) -> Optional[float]:
     match = re.match(r"\d+\.\d+", tree.text("proc/loadavg") or "")
     return float(match.group()) if match else None
+
+
+def _own_cpu_s() -> float:
+    """CPU time of this process, all threads, and of the children that it has waited for, with theirs."""
+    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(usage.ru_utime + usage.ru_stime for usage in used)
+
+
+def _usable_cpus(tree: Tree) -> List[int]:
+    """CPUs that some thread of this process may run on; [] when /proc does not say. Threads are pinned one
+    by one, so the main thread's mask alone is not it."""
+    paths = ["proc/self/task/%s/status" % name for name in tree.names("proc/self/task")]
+    cpus = set()
+    for path in paths or ["proc/self/status"]:
+        cpus.update(cpu_list(tree.fields(path).get("Cpus_allowed_list", "")))
+    return sorted(cpus)
+
+
+def _cpu_times(tree: Tree, hertz: float) -> Dict[int, CpuTime]:
+    """/proc/stat per CPU: user, nice, system, idle, iowait, irq, softirq, steal in ticks; guests are in user
+    and nice already."""
+    found: Dict[int, CpuTime] = {}
+    for line in (tree.text("proc/stat") or "").splitlines():
+        match = re.match(r"cpu(\d+)((?: \d+){7,})", line)
+        if match:
+            ticks = [int(word) for word in match.group(2).split()]
+            busy = ticks[0] + ticks[1] + ticks[2] + ticks[5] + ticks[6]
+            steal = ticks[7] if len(ticks) > 7 else 0
+            found[int(match.group(1))] = CpuTime(busy / hertz, steal / hertz)
+    usable = _usable_cpus(tree)
+    return {cpu: times for cpu, times in found.items() if cpu in usable or not usable}
 
 
 def snapshot(tree: Optional[Tree] = None, vcgencmd: Optional[Callable[[], Optional[str]]] = None) -> Snapshot:
@@ -102,6 +151,9 @@ def snapshot(tree: Optional[Tree] = None, vcgencmd: Optional[Callable[[], Option
         cooling=cooling,
         max_khz=max_khz,
         load_average=_load_average(tree),
+        time_s=time.monotonic(),
+        own_cpu_s=_own_cpu_s(),
+        cpu_times=_cpu_times(tree, float(os.sysconf("SC_CLK_TCK"))),
     )
 
 
@@ -126,6 +178,9 @@ def throttled(before: Snapshot, after: Snapshot) -> str:
 
 def telemetry(before: Snapshot, after: Snapshot) -> Telemetry:
     """What a record keeps."""
+    steal_s = _passed(before, after, lambda times: times.steal_s)
+    busy_s = _passed(before, after, lambda times: times.busy_s)
+    own_s = after.own_cpu_s - before.own_cpu_s
     return Telemetry(
         khz_before=before.khz,
         khz_after=after.khz,
@@ -133,4 +188,15 @@ def telemetry(before: Snapshot, after: Snapshot) -> Telemetry:
         temperature_mc_after=after.temperature_mc,
         throttled=throttled(before, after),
         load_average=before.load_average,
+        other_cpu_s=None if busy_s is None else round(max(busy_s - own_s, 0.0), 3),
+        steal_s=None if steal_s is None else round(steal_s, 3),
+        window_s=round(after.time_s - before.time_s, 6),
     )
+
+
+def _passed(before: Snapshot, after: Snapshot, part: Callable[[CpuTime], float]) -> Optional[float]:
+    """What passed between two readings, over the CPUs that both know; None when they know none."""
+    cpus = before.cpu_times.keys() & after.cpu_times.keys()
+    if not cpus:
+        return None
+    return sum(max(part(after.cpu_times[cpu]) - part(before.cpu_times[cpu]), 0.0) for cpu in cpus)

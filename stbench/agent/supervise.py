@@ -10,6 +10,7 @@ we live to tell.
 import collections
 import contextlib
 import ctypes
+import dataclasses
 import datetime
 import faulthandler
 import json
@@ -22,7 +23,7 @@ import sys
 import time
 from typing import Any, Callable, Deque, Dict, List, NamedTuple, Optional, Tuple
 
-from . import wire
+from . import bracket, wire
 from .measure import Report, measure
 from .sbr import NativeError, _abi
 from .tree import Tree
@@ -64,11 +65,48 @@ class Outcome(NamedTuple):
     wall_s: float
 
 
+_NOT_RUN = Outcome(0, [], [], False, 0, None, 0.0)
+
+
 def run_job(job: JobSpec, work: Callable[[JobSpec, Report], None] = measure) -> RunRecord:
     """Measures ``job`` and returns its record, whatever happens. Call from the main thread."""
-    started = datetime.datetime.now(datetime.timezone.utc)
+    started = datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+    if job.bracket_ms <= 0 or job.purpose != "measure":
+        return _record(job, _run_child(lambda report: work(job, report), job.timeout_s), started)
+    before, problem, probing = _probe_memory(job, after=False)
+    if probing.cancelled_by:
+        return _record(job, probing, started)
     outcome = _run_child(lambda report: work(job, report), job.timeout_s)
-    return _record(job, outcome, started.strftime("%Y-%m-%dT%H:%M:%S.%fZ"))
+    record = _record(job, outcome, started)
+    if record.status != "ok":
+        return record
+    after = None
+    if before is not None:
+        after, problem, _ = _probe_memory(job, after=True)
+    if before is None or after is None:
+        said = "no bandwidth was probed beside this run, which cannot be judged disturbed or not: " + problem
+        return dataclasses.replace(record, warnings=[*record.warnings, said])
+    return dataclasses.replace(record, bracket=bracket.joined(before, after))
+
+
+def _probe_memory(job: JobSpec, after: bool) -> Tuple[Optional[bracket.Probe], str, Outcome]:
+    """One side of a bracket, or None and the reason."""
+
+    def work(report: Report) -> None:
+        report.phase("memory probe")
+        report.part("probe", bracket.measure(job, after))
+
+    timeout_s = bracket.PATIENCE_S + 2 * job.bracket_ms / 1000
+    try:
+        outcome = _run_child(work, timeout_s)
+    except OSError as error:
+        # No process to be had for it; the job may still find one, or has ended well already.
+        return None, str(error), _NOT_RUN
+    status, detail = _verdict(outcome, timeout_s)
+    found = [message["value"] for message in outcome.messages if message.get("part") == "probe"]
+    if status != "ok" or not found:
+        return None, detail or status, outcome
+    return wire.from_json(bracket.Probe, found[-1]), "", outcome
 
 
 # ---- the child ---------------------------------------------------------------------------------------
@@ -339,6 +377,13 @@ def _verdict(outcome: Outcome, timeout_s: float) -> Tuple[str, str]:
             done = message
         if message.get("part") == "check" and message["value"]["verdict"] == "wrong":
             wrong = message["value"]["detail"]
+        if message.get("part") == "counters":
+            met = sum(message["value"][name].get("nonfinite", 0) for name in ("prefill", "decode"))
+            if met:
+                wrong = wrong or (
+                    "%d vectors held an infinity or a NaN: the model file is damaged, or not for this runtime"
+                    % met
+                )
     last = "; last lines: " + " | ".join(outcome.log) if outcome.log else ""
     if outcome.cancelled_by:
         return "cancelled", "%s during %s" % (_signal_name(outcome.cancelled_by), phase)
@@ -392,5 +437,7 @@ def _record(job: JobSpec, outcome: Outcome, started_at: str) -> RunRecord:
         workload=job.workload,
         settings=job.settings,
         purpose=job.purpose,
+        program=job.program,
+        attempt=job.attempt,
         **parts,
     )

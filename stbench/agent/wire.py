@@ -281,7 +281,7 @@ class Samples:
 
 @dataclass(frozen=True)
 class PhaseCounters:
-    """Sums over one phase (``sbr_counters``)."""
+    """Sums over one phase (``sbr_counters``). ``nonfinite`` above 0: an infinity or a NaN was met."""
 
     tokens: int
     weight_bytes: int
@@ -301,6 +301,7 @@ class PhaseCounters:
     ns_ffn: int
     ns_lm_head: int
     ns_barrier: int
+    nonfinite: int = 0
 
 
 @dataclass(frozen=True)
@@ -317,7 +318,8 @@ class Counters:
 class Memory:
     """``peak_rss_bytes`` is VmHWM of the measuring process, mapped weights included, after the last timed
     token. Of it, ``baseline_rss_bytes`` were there before the library was loaded (the Python interpreter) and
-    ``capture_bytes`` hold logits for the check."""
+    ``capture_bytes`` hold logits for the check. Of an engine that is a program: the same of its largest
+    process."""
 
     peak_rss_bytes: int
     rss_anon_bytes: Optional[int] = None
@@ -331,7 +333,8 @@ class Telemetry:
     """Frequencies (per CPU) and temperatures before and after; empty where there are no sensors.
     ``throttled`` is one of THROTTLE_VERDICTS; ``load_average`` is the one-minute one before the run.
     ``other_cpu_s`` is the CPU time that other processes took during the run, ``steal_s`` what a hypervisor
-    took away, summed over CPUs; None: the kernel does not say."""
+    took away, summed over the run's CPUs; None: the kernel does not say. ``window_s`` is the time between
+    the readings: the timed part of a run, or all of a program's."""
 
     khz_before: List[int]
     khz_after: List[int]
@@ -341,6 +344,7 @@ class Telemetry:
     load_average: Optional[float] = None
     other_cpu_s: Optional[float] = None
     steal_s: Optional[float] = None
+    window_s: Optional[float] = None
 
 
 @dataclass(frozen=True)

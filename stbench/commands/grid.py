@@ -19,6 +19,7 @@ stbench grid results/2026-01-31-quick
 stbench grid results/* --format md > table.md
 stbench grid results/desk --ratio-to pi=raspberry-pi-5
 stbench grid results/desk --out reports/desk
+stbench grid results/desk --engine fastest
 """
 
 
@@ -40,6 +41,12 @@ def register(subparsers: Subparsers) -> None:
         default="rich",
         help="rich: for a terminal (default); csv has a line per cell",
     )
+    parser.add_argument(
+        "--engine",
+        default="all",
+        metavar="NAME",
+        help="only this engine; fastest: of each row the fastest, named in its cell (all: a column each)",
+    )
     parser.add_argument("--out", type=Path, metavar="DIR", help="also write the tables and the chart to DIR")
     parser.add_argument(
         "--ratio-to",
@@ -52,7 +59,7 @@ def register(subparsers: Subparsers) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Reads the records and prints their tables."""
-    from stbench import grid, render, reporting, store
+    from stbench import engine_view, grid, render, reporting, store
     from stbench.console import stderr_console, stdout_console
 
     log = stderr_console(quiet=args.quiet)
@@ -63,7 +70,10 @@ def run(args: argparse.Namespace) -> int:
         records += reading.latest()
         for problem in reading.problems:
             log.print(problem, markup=False)
+    records = engine_view.of_engine(records, args.engine)
     tables = grid.build_tables(records, ratio_to)
+    if args.engine == engine_view.FASTEST:
+        tables = engine_view.fastest(tables)
     if args.out is not None:
         for path in reporting.write_reports(records, args.out, ratio_to):
             log.print(f"wrote {path}", markup=False)

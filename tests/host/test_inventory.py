@@ -64,7 +64,7 @@ def test_all_errors_at_once_with_their_lines() -> None:
         "devices.yaml:15: devices.other.port: expected at most 65535, got 70000",
         'devices.yaml:16: devices."two words": a device name has letters, digits, dots, dashes and '
         "underscores only",
-        "devices.yaml:17: extra: unknown key; known: devices",
+        "devices.yaml:17: extra: unknown key; known: devices, engines",
     ]
 
 
