@@ -21,6 +21,8 @@ COMMANDS = {
     "sweep": "measure models on devices and print the table",
     "plan": "print what a sweep would do, its disk and its time, and do nothing",
     "grid": "print stored results in the shape of the published tables",
+    "compare": "compare two sets of results, or two engines of one, and judge",
+    "noise": "measure what a device shows without any cause: its noise floor",
     "devices": "list devices and what they report about themselves",
     "models": "list the models that can be measured, or make one",
     "roofline": "measure the limits that speeds are held against: memory, gather, storage",

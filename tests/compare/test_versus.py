@@ -1,0 +1,133 @@
+"""Engines of one campaign, held against bars."""
+
+from __future__ import annotations
+
+import dataclasses
+from importlib import resources
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from stbench import catalogue, render
+from stbench.agent.wire import RunRecord
+from stbench.errors import InputError
+from stbench.sweep import PRESETS
+from stbench.versus import EngineRatios, bars, engine_ratios, ratio_table
+from tests.compare.records import case, disturbed, noisy, prompt_only, side
+
+
+def decode(speeds: list[float], **common: Any) -> list[RunRecord]:
+    """tg128 as far as names go."""
+    return [
+        dataclasses.replace(
+            one,
+            workload=dataclasses.replace(one.workload, n_gen=128),
+            samples=dataclasses.replace(one.samples, decode_ns=one.samples.decode_ns * 32),
+        )
+        for one in case(speeds, n_prompt=0, n_gen=4, **common)
+        if one.samples is not None
+    ]
+
+
+def llama(model: str, speeds: list[float], **common: Any) -> list[RunRecord]:
+    """llama.cpp's rows: the twin's file, no counters, no library."""
+    twin = f"{model}:standard" if f"{model}:standard" in catalogue.names() else model
+    return [
+        dataclasses.replace(
+            one,
+            model=dataclasses.replace(one.model, name=twin, digest="aa" * 32),
+            label=f"local:{model}/llama-bench/t2/tg128",
+            counters=None,
+            versions=None,
+        )
+        for one in decode(speeds, model=model, engine="llama-bench", start=1, **common)
+    ]
+
+
+def campaign(n: int = 9, sparse: float = 2.0) -> list[RunRecord]:
+    """SmallThinker dense at 1.6 times llama.cpp, sparse, and Qwen3 below its bar."""
+    return [
+        *llama("smallthinker-4b", noisy(n, 0, 20)),
+        *decode(noisy(n, 1, 32)),
+        *decode(noisy(n, 2, 20 * sparse), ffn=True),
+        *llama("qwen3-0.6b", noisy(n, 3, 80)),
+        *decode(noisy(n, 4, 80), model="qwen3-0.6b"),
+    ]
+
+
+def ratios(records: list[RunRecord], **options: Any) -> EngineRatios:
+    return engine_ratios(side(records), "sbr", "llama-bench", **options)
+
+
+def test_rows_stand_against_the_other_engines_dense_row_and_the_bars() -> None:
+    rows = {(row.model, row.switches): row for row in ratios(campaign()).rows}
+    assert len(rows) == 3
+    dense, sparse = rows["smallthinker-4b", "dense"], rows["smallthinker-4b", "sparse"]
+    assert dense.comparison.ratio == pytest.approx(1.6, rel=0.02)
+    assert (dense.bar_verdict, dense.goal_verdict) == ("met", "not met")
+    assert sparse.comparison.ratio == pytest.approx(2.0, rel=0.02)
+    assert (sparse.bar_verdict, sparse.goal_verdict) == ("met", "not met")
+    assert rows["qwen3-0.6b", "dense"].bar_verdict == "not met"
+    assert all(row.comparison.paired and row.comparison.n == 9 for row in rows.values())
+
+
+def test_a_ratio_at_the_bar_and_few_pairs_are_inconclusive() -> None:
+    at_the_bar = {(row.model, row.switches): row for row in ratios(campaign(sparse=1.8)).rows}
+    assert at_the_bar["smallthinker-4b", "sparse"].bar_verdict == "inconclusive"
+    assert {row.bar_verdict for row in ratios(campaign(8)).rows} == {"inconclusive"}
+    marked = [disturbed(one) if one.replicate == 4 else one for one in campaign()]
+    assert {row.comparison.n for row in ratios(marked).rows} == {8}
+
+
+def test_the_table_says_it_all() -> None:
+    table = ratio_table(ratios(campaign()), "sbr", "llama-bench")
+    console = Console(width=200, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+    render.print_rich(table, console)
+    text = console.export_text()
+    for said in ("1.4 met", "1.7 not met", "9 pairs", "sbr / llama-bench", "avx512vnni", "bars.notes.md"):
+        assert said in text
+    assert "| 9 pairs | 1.4 met | 1.7 not met |" in render.markdown([table])
+
+
+def test_prefill_has_its_own_bars() -> None:
+    theirs = llama("qwen3-0.6b", noisy(9))
+    theirs = [
+        dataclasses.replace(prompt_only(one, tps), label="local:qwen3-0.6b/llama-bench/t2/pp512")
+        for one, tps in zip(theirs, noisy(9, 5, 400), strict=True)
+    ]
+    ours = [
+        prompt_only(one, tps)
+        for one, tps in zip(decode(noisy(9), model="qwen3-0.6b"), noisy(9, 6, 600), strict=True)
+    ]
+    (row,) = ratios([*theirs, *ours]).rows
+    assert (row.comparison.metric, row.workload) == ("prefill_tps", "pp512")
+    assert (row.bar_verdict, row.goal_verdict) == ("met", "met")
+
+
+def test_unlike_rows_and_missing_engines_are_refused() -> None:
+    with pytest.raises(InputError, match="no record of the engine llama-bench; it has sbr"):
+        ratios(decode(noisy(9)))
+    other_board = [
+        dataclasses.replace(one, facts=dataclasses.replace(one.facts, fingerprint="beef"))
+        for one in decode(noisy(9))
+        if one.facts is not None
+    ]
+    with pytest.raises(InputError, match="fingerprint is beef there, f00d opposite"):
+        ratios([*llama("smallthinker-4b", noisy(9)), *other_board])
+    found = ratios([*campaign(), *decode(noisy(3), model="qwen3-1.7b")])
+    assert found.notes == ("local:qwen3-1.7b/dense/t2/tg4: no row of llama-bench beside it",)
+
+
+def test_bars_are_below_goals_and_the_preset_measures_them() -> None:
+    """All but those of the large models, which a preset of 9 replicates would take a day for."""
+    preset = PRESETS["versus-llama-cpp"]
+    large = {"smallthinker-21b", "qwen3-30b-a3b"}
+    for (engine, against, model, _, metric, workload), bar in bars().items():
+        assert 1 <= bar.bar < bar.goal
+        assert [engine, against] == preset["engines"]
+        assert model in [*preset["models"], *large]
+        assert workload == {"decode_tps": "tg128", "prefill_tps": "pp512"}[metric]
+    assert preset["replicates"] >= 9
+    origin = resources.files("stbench").joinpath("data/bars.notes.md").read_text(encoding="utf-8")
+    assert "measurements" in origin
