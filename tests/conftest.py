@@ -24,6 +24,9 @@ NO_PYTHON_38 = "no Python 3.8 to be found"
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--library", type=Path, help="libsbr.so to test (default: the installed one)")
+    parser.addoption(
+        "--full-benchmarks", action="store_true", help="benchmarks at full size, for their numbers"
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -5,32 +5,14 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from tests.conftest import require
+from tests.workshop import SEARCH_PATH, Workshop, find_tool, run, working_tree
 
 RUNTIME = Path(__file__).resolve().parents[1] / "runtime"
-
-# The environment's own tools first: `pip install -e .[test]` brings cmake and ninja.
-SEARCH_PATH = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
-
-
-def find_tool(name: str, install: str) -> str:
-    path = shutil.which(name, path=SEARCH_PATH)
-    require(path is not None, f"no {name} on PATH: {install}")
-    assert path is not None
-    return path
-
-
-def run(*command: str, cwd: Path) -> str:
-    environment = {**os.environ, "PATH": SEARCH_PATH}
-    done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, check=False)
-    output = done.stdout + done.stderr
-    assert done.returncode == 0, f"{' '.join(command)}:\n{output[-8000:]}"
-    return output
 
 
 def build(preset: str, folder: Path, targets: list[str]) -> None:
@@ -54,29 +36,35 @@ def sanitizer_links(name: str, folder: Path) -> bool:
     return subprocess.run(command, capture_output=True, check=False).returncode == 0
 
 
+def all_pass(folder: Path, tests: str) -> None:
+    """Runs the native tests whose names match."""
+    ctest = find_tool("ctest", "pip install cmake")
+    output = run(ctest, "--test-dir", str(folder), "--output-on-failure", "-R", tests, cwd=RUNTIME)
+    assert "100% tests passed" in output
+    assert "No tests were found" not in output
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("preset", "sanitizer", "targets"),
     [
-        ("release", None, ["all"]),
         ("asan-ubsan", "address,undefined", ["all"]),
         # The thread sanitizer costs tenfold, and only the tests with several threads concern it.
         ("tsan", "thread", ["test_thread_pool", "test_session"]),
     ],
 )
-def test_ctest(
-    preset: str, sanitizer: str | None, targets: list[str], request: pytest.FixtureRequest
-) -> None:
+def test_ctest(preset: str, sanitizer: str, targets: list[str], request: pytest.FixtureRequest) -> None:
     folder = Path(request.config.cache.mkdir(f"native-{preset}"))  # type: ignore[union-attr]
-    if sanitizer is not None:
-        linked = sanitizer_links(sanitizer, folder / "probe")
-        require(linked, f"cannot link with -fsanitize={sanitizer}: apt install libasan8 libubsan1 libtsan2")
+    linked = sanitizer_links(sanitizer, folder / "probe")
+    require(linked, f"cannot link with -fsanitize={sanitizer}: apt install libasan8 libubsan1 libtsan2")
     build(preset, folder, targets)
-    tests = "." if targets == ["all"] else f"^({'|'.join(targets)})$"
-    ctest = find_tool("ctest", "pip install cmake")
-    output = run(ctest, "--test-dir", str(folder), "--output-on-failure", "-R", tests, cwd=RUNTIME)
-    assert "100% tests passed" in output
-    assert "No tests were found" not in output
+    all_pass(folder, "." if targets == ["all"] else f"^({'|'.join(targets)})$")
+
+
+@pytest.mark.slow
+def test_ctest_of_the_release_build() -> None:
+    with Workshop().building(working_tree(), ["all"]) as folder:
+        all_pass(folder, ".")
 
 
 @pytest.mark.parametrize("named", [None, "x86_64-linux-gnu-g++"])
