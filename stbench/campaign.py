@@ -1,6 +1,7 @@
 """Plan -> RunRecords: makes models, computes missing references, runs the jobs in order, stores each result.
 
-A failing case never ends the sweep. Every record is on the disk before the next job starts, so a kill at any
+At the end of each round, disturbed runs are repeated within the plan's bound (:mod:`stbench.reruns`). A
+failing case never ends the sweep. Every record is on the disk before the next job starts, so a kill at any
 moment loses at most the job that was running, and a resumed campaign runs exactly what has no record.
 """
 
@@ -13,14 +14,14 @@ from typing import Protocol
 
 from stbench.agent.wire import JobSpec, Reference, RunRecord
 from stbench.agentclient import Agent, JobInterrupted
+from stbench.disk import MadeFiles, remove_model
 from stbench.errors import StbenchError
 from stbench.plan import Plan
 from stbench.prepare import Prepared, make
 from stbench.references import References
+from stbench.reruns import Reruns
+from stbench.store import UNFINISHED as UNFINISHED
 from stbench.store import Store
-
-# A record of these is a result, also a bad one; "cancelled" says only that there is none yet.
-UNFINISHED = "cancelled"
 
 
 class Observer(Protocol):
@@ -45,7 +46,8 @@ class Observer(Protocol):
 
 @dataclass
 class Outcome:
-    """How a campaign ended. ``stopped``: why it ended early, "" when it did not."""
+    """How a campaign ended. ``stopped``: why it ended early, "" when it did not. ``ran`` counts the
+    ``reruns``, too; ``disturbed`` labels have runs that stay disturbed."""
 
     ran: int = 0
     skipped: int = 0
@@ -53,6 +55,8 @@ class Outcome:
     stopped: str = ""
     interrupted: bool = False
     left: int = 0
+    reruns: int = 0
+    disturbed: list[str] = field(default_factory=list)
 
 
 @dataclass
@@ -87,42 +91,143 @@ def run_campaign(
     max_failures: int | None = None,
     retry_failed: bool = False,
 ) -> Outcome:
-    """Runs what has no record yet. Ctrl-C ends the running job, stores it as cancelled and returns; only a
-    full disk or a defect raises."""
+    """Runs what has no record yet, and disturbed runs again. Ctrl-C ends the running job, stores it as
+    cancelled and returns; only a full disk or a defect raises."""
     done = _done(store, retry_failed)
     pending = [job for job in plan.jobs if job.id not in done]
-    outcome = Outcome(skipped=len(plan.jobs) - len(pending))
-    by_name = {device.target.device.name: device for device in devices}
-    clock = _Clock(plan.guess_s)
+    runner = _Runner(plan, devices, store, references, observer, pending)
+    outcome = runner.outcome
     try:
-        ready = _make_models(pending, by_name, observer)
-        found = _find_references(pending, ready, by_name, references, observer)
-        while pending:
-            outcome.left = len(pending)
-            if max_time_s is not None and clock.elapsed() >= max_time_s:
-                outcome.stopped = f"--max-time {max_time_s:g}s is over"
+        for group in plan.groups():
+            if not _run_group(runner, group, done, max_time_s, max_failures):
                 break
-            if max_failures is not None and outcome.failures >= max_failures:
-                outcome.stopped = f"{outcome.failures} jobs failed (--max-failures)"
-                break
-            job = pending[0]
-            observer.job_started(job, len(plan.jobs) - len(pending) + 1, len(plan.jobs), clock.left(pending))
-            begin = time.monotonic()
-            record = _one(job, by_name[job.device].agent, ready, found)
-            store.append(record)
-            clock.add(job, time.monotonic() - begin)
-            observer.job_ended(record)
-            outcome.ran += 1
-            outcome.failures += record.status != "ok"
-            del pending[0]
+            runner.put_away(group)
     except JobInterrupted as stop:
         if stop.record.purpose == "measure":
             store.append(stop.record)
+            runner.reruns.add(stop.record)
         outcome.interrupted = True
     except KeyboardInterrupt:
         outcome.interrupted = True
-    outcome.left = len(pending)
-    return outcome
+    return runner.ended()
+
+
+def _run_group(
+    runner: _Runner,
+    group: Sequence[JobSpec],
+    done: set[str],
+    max_time_s: float | None,
+    max_failures: int | None,
+) -> bool:
+    """The jobs of a group without a record, and its disturbed runs again; False when a limit ended it."""
+    runner.prepare([job for job in group if job.id not in done])
+    for round_jobs in _rounds(group):
+        first = [replace(job, attempt=runner.reruns.attempt(job)) for job in round_jobs if job.id not in done]
+        if not runner.run_all(first, max_time_s, max_failures):
+            return False
+        again = runner.due(round_jobs[0], group)
+        runner.prepare(again)
+        if not runner.run_all(again, max_time_s, max_failures):
+            return False
+    return True
+
+
+def _rounds(jobs: Sequence[JobSpec]) -> list[list[JobSpec]]:
+    """The jobs of one device and replicate together, in the plan's order."""
+    rounds: dict[tuple[str, int], list[JobSpec]] = {}
+    for job in jobs:
+        rounds.setdefault((job.device, job.replicate), []).append(job)
+    return list(rounds.values())
+
+
+class _Runner:
+    """What the jobs of one campaign need, and what is known of them so far."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        devices: Sequence[Prepared],
+        store: Store,
+        references: References,
+        observer: Observer,
+        pending: list[JobSpec],
+    ) -> None:
+        self.reruns = Reruns(plan, store.reading.records)
+        self.outcome = Outcome(skipped=len(plan.jobs) - len(pending))
+        self._plan, self._store, self._references, self._observer = plan, store, references, observer
+        self._devices = {device.target.device.name: device for device in devices}
+        self._pending = list(pending)
+        self._clock = _Clock(plan.guess_s)
+        self._made = MadeFiles(store.directory)
+        self._ready: _Ready = {}
+        self._found: dict[str, Reference | None] = {}
+
+    def prepare(self, jobs: Sequence[JobSpec]) -> None:
+        """Models and references of jobs that have none yet."""
+        jobs = [job for job in jobs if job.id not in self._found]
+        for job in jobs if self._plan.one_model_at_a_time else ():
+            model = self._devices[job.device].target.models[job.model.name]
+            if model.to_make and (job.device, job.model.name) not in self._ready:
+                self._made.note(job.device, model.ref.path)
+        self._ready |= _make_models(jobs, self._devices, self._observer, self._ready)
+        self._found |= _find_references(jobs, self._ready, self._devices, self._references, self._observer)
+
+    def run_all(self, jobs: Sequence[JobSpec], max_time_s: float | None, max_failures: int | None) -> bool:
+        """Runs jobs as long as the limits allow; False when a limit ended the campaign."""
+        for job in jobs:
+            if max_time_s is not None and self._clock.elapsed() >= max_time_s:
+                self.outcome.stopped = f"--max-time {max_time_s:g}s is over"
+                return False
+            if max_failures is not None and self.outcome.failures >= max_failures:
+                self.outcome.stopped = f"{self.outcome.failures} jobs failed (--max-failures)"
+                return False
+            self._run(job)
+        return True
+
+    def put_away(self, group: Sequence[JobSpec]) -> None:
+        """Deletes the model files of a group that ended, where this campaign made them one at a time."""
+        for job in {(job.device, job.model.name): job for job in group}.values():
+            device = self._devices[job.device]
+            path = device.target.models[job.model.name].ref.path
+            if self._made.delete(job.device, path, device.agent.connector):
+                self._ready.pop((job.device, job.model.name), None)
+                self._observer.note(f"{job.device}: deleted {path}")
+
+    def due(self, of_round: JobSpec, group: Sequence[JobSpec]) -> list[JobSpec]:
+        """Next attempts of disturbed runs of the device whose round ended, as far as they are of its group,
+        after a line for people."""
+        ids = {job.id for job in group}
+        again = [job for job in self.reruns.due(of_round.device) if job.id in ids]
+        if again:
+            bound = f"{self.reruns.used} of at most {self._plan.max_reruns} re-runs used"
+            labels = ", ".join(f"{job.label} #{job.replicate + 1}" for job in again)
+            self._observer.note(f"{of_round.device}: disturbed, running again: {labels} ({bound})")
+        return again
+
+    def _run(self, job: JobSpec) -> None:
+        """One job, to its stored record."""
+        outcome, plan = self.outcome, self._plan
+        total = len(plan.jobs) + outcome.reruns + (job.attempt > 0)
+        left_s = self._clock.left(self._pending)
+        self._observer.job_started(job, outcome.skipped + outcome.ran + 1, total, left_s)
+        begin = time.monotonic()
+        record = _one(job, self._devices[job.device].agent, self._ready, self._found)
+        self._store.append(record)
+        self.reruns.add(record)
+        self._clock.add(job, time.monotonic() - begin)
+        self._observer.job_ended(record)
+        outcome.ran += 1
+        outcome.failures += record.status != "ok"
+        if job.id in {waiting.id for waiting in self._pending}:
+            self._pending = [waiting for waiting in self._pending if waiting.id != job.id]
+        else:
+            outcome.reruns += 1
+
+    def ended(self) -> Outcome:
+        """The outcome, completed."""
+        self.outcome.left = len(self._pending)
+        self.outcome.disturbed = sorted({record.label for record in self.reruns.disturbed()})
+        return self.outcome
 
 
 def compute_references(
@@ -131,9 +236,16 @@ def compute_references(
     """Makes the models of a plan and computes the references that are missing; measures nothing. Returns the
     keys of all that exist then."""
     by_name = {device.target.device.name: device for device in devices}
-    ready = _make_models(plan.jobs, by_name, observer)
-    found = _find_references(plan.jobs, ready, by_name, references, observer)
-    return sorted({reference.key for reference in found.values() if reference is not None})
+    keys: set[str] = set()
+    for group in plan.groups():
+        ready = _make_models(group, by_name, observer, {})
+        found = _find_references(group, ready, by_name, references, observer)
+        keys |= {reference.key for reference in found.values() if reference is not None}
+        device = by_name[group[0].device]
+        model = device.target.models[group[0].model.name]
+        if plan.one_model_at_a_time and model.to_make:
+            remove_model(device.agent.connector, model.ref.path)
+    return sorted(keys)
 
 
 def _done(store: Store, retry_failed: bool) -> set[str]:
@@ -150,9 +262,11 @@ def _done(store: Store, retry_failed: bool) -> set[str]:
 _Ready = dict[tuple[str, str], tuple[str, str]]
 
 
-def _make_models(pending: Sequence[JobSpec], devices: Mapping[str, Prepared], observer: Observer) -> _Ready:
-    """A model that cannot be made fails its own jobs, not the campaign."""
-    ready: _Ready = {}
+def _make_models(
+    pending: Sequence[JobSpec], devices: Mapping[str, Prepared], observer: Observer, known: _Ready
+) -> _Ready:
+    """A model that cannot be made fails its own jobs, not the campaign. Returns the ``known`` ones, too."""
+    ready: _Ready = dict(known)
     for job in pending:
         key = (job.device, job.model.name)
         if key in ready:
@@ -194,7 +308,8 @@ def _find_references(
     missing: dict[str, JobSpec] = {}
     keys: dict[str, str] = {}
     for job in pending:
-        if ready[job.device, job.model.name][1]:
+        # A program shows no logits to compare.
+        if job.program is not None or ready[job.device, job.model.name][1]:
             continue
         job = _with_digest(job, ready)
         keys[job.id] = key = references.key_of(job)
@@ -219,4 +334,4 @@ def _one(job: JobSpec, agent: Agent, ready: _Ready, found: Mapping[str, Referenc
     _, problem = ready[job.device, job.model.name]
     if problem:
         return agent.never_started(job, problem)
-    return agent.run(replace(_with_digest(job, ready), reference=found[job.id]))
+    return agent.run(replace(_with_digest(job, ready), reference=found.get(job.id)))

@@ -7,11 +7,12 @@ such weights says so, with the profile's name.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from stbench import yamlfile
+from stbench import gemma3n, yamlfile
 from stbench.agent.wire import SynthSpec
 from stbench.errors import ModelError
 
@@ -63,7 +64,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Sizes:
-    """``params_active``: used for one token (of the experts only those selected, of the embedding one row).
+    """``params_active``: used for one token (of the experts only those selected, of an embedding one row).
     ``weight_bytes``: of all tensors; the file is larger by its header."""
 
     params: int
@@ -71,12 +72,17 @@ class Sizes:
     weight_bytes: int
 
 
+QK_NORM = ("qwen3", "qwen3moe")
+
+
 def sizes(spec: SynthSpec) -> Sizes:
     """Counts a model's tensors. Norms and the router are F32, matrices have ``spec.weight_type``."""
+    if spec.architecture == gemma3n.ARCHITECTURE:
+        return _gemma3n_sizes(spec)
     d, v = spec.n_embd, spec.n_vocab
     q, kv = spec.n_head * spec.head_dim, spec.n_head_kv * spec.head_dim
     attention = 2 * d * q + 2 * d * kv
-    floats = 2 * d + (2 * spec.head_dim if spec.architecture == "qwen3" else 0)
+    floats = 2 * d + (2 * spec.head_dim if spec.architecture in QK_NORM else 0)
     experts, used = max(spec.n_expert, 1), max(spec.n_expert_used, 1)
     ffn = 3 * d * spec.n_ff
     router = d * spec.n_expert
@@ -98,6 +104,15 @@ def sizes(spec: SynthSpec) -> Sizes:
     q4_size, q4_weights = BLOCKS["q4_0"]
     weight_bytes += predictor * q4_size // q4_weights - predictor * size // weights
     return Sizes(total, active, weight_bytes)
+
+
+def _gemma3n_sizes(spec: SynthSpec) -> Sizes:
+    params = {name: math.prod(shape) for name, (shape, _) in gemma3n.tensors(spec).items()}
+    types = {name: kind for name, (_, kind) in gemma3n.tensors(spec).items()}
+    size = sum(count * BLOCKS[types[name]][0] // BLOCKS[types[name]][1] for name, count in params.items())
+    table = params[gemma3n.TABLE]
+    total = sum(params.values())
+    return Sizes(total, total - table + table // spec.n_vocab, size)
 
 
 def _smallthinker(name: str, **shape: Any) -> SynthSpec:
@@ -147,6 +162,26 @@ def _dense(architecture: str, name: str, **shape: Any) -> SynthSpec:
     return replace(spec, **shape)
 
 
+def _gemma3n(name: str, **shape: Any) -> SynthSpec:
+    spec = SynthSpec(
+        architecture=gemma3n.ARCHITECTURE,
+        name=name,
+        n_layer=30,
+        n_embd=2048,
+        n_head=8,
+        n_head_kv=2,
+        head_dim=256,
+        n_ff=8192,
+        n_vocab=262144,
+        n_ctx_train=32768,
+        weight_type="q4_0",
+        seed=SEED,
+        rope_freq_base=1e6,
+        sliding_window=512,
+    )
+    return replace(spec, **shape)
+
+
 _TINY: dict[str, Any] = {
     "n_layer": 2,
     "n_embd": 64,
@@ -189,6 +224,38 @@ ENTRIES = (
     Entry("qwen3-0.6b", _dense("qwen3", "Qwen3-0.6B"), "uniform", "Qwen3-0.6B"),
     Entry("qwen3-1.7b", _dense("qwen3", "Qwen3-1.7B", n_embd=2048, n_ff=6144), "uniform", "Qwen3-1.7B"),
     Entry(
+        "qwen3-30b-a3b",
+        _dense(
+            "qwen3moe",
+            "Qwen3-30B-A3B",
+            n_layer=48,
+            n_embd=2048,
+            n_head=32,
+            n_head_kv=4,
+            n_ff=768,
+            n_expert=128,
+            n_expert_used=8,
+            tied_output=False,
+        ),
+        "uniform",
+        "Qwen3-30B-A3B",
+        "8 of 128 experts, none preferred",
+    ),
+    Entry(
+        "gemma3n-e2b",
+        _gemma3n("Gemma-3n-E2B"),
+        "uniform",
+        "gemma-3n-E2B-it",
+        "run by llama.cpp (engine llama-bench); all Q4_0, where a usual file has token_embd in Q6_K",
+    ),
+    Entry(
+        "gemma3n-e4b",
+        _gemma3n("Gemma-3n-E4B", n_layer=35, n_ff=16384),
+        "uniform",
+        "gemma-3n-E4B-it",
+        "run by llama.cpp (engine llama-bench); all Q4_0, where a usual file has token_embd in Q6_K",
+    ),
+    Entry(
         "tiny-smallthinker",
         _smallthinker(
             "tiny-smallthinker",
@@ -208,6 +275,21 @@ ENTRIES = (
         "for tests",
     ),
     Entry("tiny-qwen3", _dense("qwen3", "tiny-qwen3", **_TINY, n_ff=128), "uniform", "", "for tests"),
+    Entry(
+        "tiny-qwen3moe",
+        _dense("qwen3moe", "tiny-qwen3moe", **_TINY, n_ff=96, n_expert=8, n_expert_used=3, tied_output=False),
+        "uniform",
+        "",
+        "for tests",
+    ),
+    Entry(
+        "tiny-gemma3n",
+        # Six layers: the fifth is the first that attends without a window.
+        _gemma3n("tiny-gemma3n", **{**_TINY, "n_layer": 6}, n_ff=128, sliding_window=64),
+        "uniform",
+        "",
+        "for tests",
+    ),
     Entry(
         "tiny-llama",
         _dense("llama", "tiny-llama", **_TINY, n_ff=128, rope_freq_base=1e4, rms_eps=1e-5),

@@ -8,9 +8,12 @@ import pandas as pd
 
 from stbench.intervals import median_estimate
 from stbench.table import (
+    DISTURBED,
     FEW,
     NO_SENSORS,
+    NO_SHARE,
     PARTIAL,
+    SOME_DISTURBED,
     SYNTHETIC,
     THROTTLED,
     UNCHECKED,
@@ -25,14 +28,15 @@ from stbench.table import (
 WRONG_OUTPUT = "wrong-output"
 
 # What a cell with wrong output says nothing of.
-_SPEEDS = ("decode_tps", "prefill_tps", "ttft_ms", "tpot_ms", "tpot_p95_ms", "weight_gb_per_s")
+_SPEEDS = ("decode_tps", "prefill_tps", "ttft_ms", "tpot_ms", "tpot_p95_ms", "weight_gb_per_s", "limit_share")
 
 
 def speed_cell(replicates: pd.DataFrame, metric: str) -> Cell:
     """A cell for rows of one case (at least one), ``metric`` being "decode_tps" or "prefill_tps".
 
     One replicate that computed wrong output takes the speed of the whole cell away: the others ran the same
-    code. Without any usable replicate the cell says how they ended instead.
+    code. Without any usable replicate the cell says how they ended instead. Disturbed replicates are left out
+    unless there are no others.
     """
     details = _details(replicates)
     marks = [SYNTHETIC] if replicates["synthetic"].any() else []
@@ -43,7 +47,12 @@ def speed_cell(replicates: pd.DataFrame, metric: str) -> Cell:
         marks.append(PARTIAL)
     if not len(usable):
         return Cell(_most_common_end(replicates), join_marks(marks), details=details)
-    estimate = median_estimate(float(value) for value in usable[metric])
+    shown = undisturbed(usable)
+    if len(shown) < len(usable):
+        marks.append(SOME_DISTURBED)
+    elif shown["disturbed"].any():
+        marks.append(DISTURBED)
+    estimate = median_estimate(float(value) for value in shown[metric])
     marks += _run_marks(usable)
     text = number(estimate.median)
     if estimate.kind == "interval":
@@ -65,15 +74,30 @@ def speed_cell(replicates: pd.DataFrame, metric: str) -> Cell:
     )
 
 
+def limit_cell(cell: Cell) -> Cell:
+    """Percent of what the memory allowed, of the runs behind a speed cell."""
+    share = cell.details.get("limit_share")
+    weights = {key: cell.details[key] for key in ("synthetic", "profile") if key in cell.details}
+    if share is not None:
+        return Cell(f"{100 * share:.0f} %", value=100 * share, details=weights)
+    return Cell("n/a", (NO_SHARE,), details=weights) if cell.details.get("limit_why") else Cell()
+
+
 def is_wrong(replicates: pd.DataFrame) -> bool:
     """Whether any replicate computed wrong output, by its status or by its check."""
     return bool(((replicates["status"] == WRONG_OUTPUT) | (replicates["check"] == "wrong")).any())
 
 
+def undisturbed(usable: pd.DataFrame) -> pd.DataFrame:
+    """Of usable replicates those that count: the undisturbed ones, or all where there is none."""
+    calm = usable[~usable["disturbed"]]
+    return calm if len(calm) else usable
+
+
 def thread_rank(replicates: pd.DataFrame) -> tuple[Any, ...]:
     """Orders the thread settings of one case: right before wrong, then by median decode speed, then fewer
     threads and lower CPU numbers."""
-    speeds = replicates.loc[replicates["usable"], "decode_tps"]
+    speeds = undisturbed(replicates[replicates["usable"]])["decode_tps"]
     median = float(speeds.median()) if len(speeds) else -1.0
     first = replicates.iloc[0]
     return (not is_wrong(replicates), median, -int(first["threads_requested"]), str(first["cpus"]))
@@ -99,15 +123,16 @@ def _most_common_end(replicates: pd.DataFrame) -> str:
 
 
 def _details(replicates: pd.DataFrame) -> dict[str, Any]:
-    """JSON-ready facts of a cell, for the proof: numbers are medians over usable replicates."""
-    usable = replicates[replicates["usable"]]
-    ran = usable if len(usable) and not is_wrong(replicates) else replicates
+    """JSON-ready facts of a cell, for the proof: numbers are medians over the replicates that count."""
+    all_usable = replicates[replicates["usable"]]
+    ran = all_usable if len(all_usable) and not is_wrong(replicates) else replicates
+    usable = undisturbed(all_usable)
     details = {
         "records": sorted(set(replicates["record_id"])),
         "case": _texts(replicates["case"]),
         "campaign": _texts(replicates["campaign"]),
         "replicates": len(replicates),
-        "usable": len(usable),
+        "usable": len(all_usable),
         "statuses": dict(sorted(Counter(replicates["status"]).items())),
         "model": _texts(replicates["model"]),
         "digest": _texts(replicates["digest"]),
@@ -133,8 +158,18 @@ def _details(replicates: pd.DataFrame) -> dict[str, Any]:
         "active_share": _median(usable["active_share"]),
         "lm_head_share": _median(usable["lm_head_share"]),
     }
+    if replicates["read_gb_per_s"].notna().any():
+        details |= {
+            "disturbed": int(all_usable["disturbed"].sum()),
+            "disturbances": _texts(all_usable["disturbance"]),
+            "attempts": int(replicates["attempt"].max()) + 1,
+            "read_gb_per_s": _median(usable["read_gb_per_s"]),
+            "gather_gb_per_s": _median(usable["gather_gb_per_s"]),
+            "limit_share": _median(usable["limit_share"]),
+            "limit_why": _texts(usable["limit_why"]),
+        }
     if is_wrong(replicates):
-        details.update(dict.fromkeys(_SPEEDS))
+        details.update(dict.fromkeys(key for key in _SPEEDS if key in details))
     return details
 
 

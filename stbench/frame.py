@@ -4,16 +4,23 @@ Nothing is averaged here. Speeds exist only for records that ended "ok" and whos
 (``usable``); everything else keeps its row with NaN speeds, its status and, in ``problem``, what is wrong.
 
 ========================  ================================================================================
-``decode_tps``            tokens/s of decoding: n_gen / sum(decode_ns)
+``decode_tps``            tokens/s of decoding: n_gen / sum(decode_ns); programs give the sum only
 ``prefill_tps``           tokens/s of prefill: sum(prefill_tokens) / sum(prefill_ns)
 ``ttft_ms``               time to first token, as recorded
-``tpot_ms``               time per output token: mean of decode_ns
-``tpot_p95_ms``           95th percentile of decode_ns
+``tpot_ms``               time per output token: sum(decode_ns) / n_gen
+``tpot_p95_ms``           95th percentile of decode_ns, where these are of single tokens
 ``weight_bytes_per_token``  bytes of weights that a decode step really read, by the runtime's own count
 ``weight_gb_per_s``       the same times decode_tps, in 1e9 bytes/s
 ``active_share``          neurons with a non-zero ReLU output / neurons examined, decode
 ``lm_head_share``         output rows computed / (tokens x vocabulary), decode
 ``threads``               effective if the run got that far, else requested; 0: unknown ("all" requested)
+``read_gb_per_s``         streaming read bandwidth beside the run, mean of before and after, 1e9 bytes/s
+``gather_gb_per_s``       the same of whole rows in random order
+``disturbed``             the machine was not itself (:mod:`stbench.disturbance`); False where nothing tells
+``disturbance``           why, in words; "" when not disturbed
+``other_cpu_share``       CPU time of other processes on the run's CPUs / time, in CPUs
+``limit_share``           speed / what the memory allowed then (:mod:`stbench.limit_share`)
+``limit_why``             why there is no such number though bandwidth was probed
 ========================  ================================================================================
 """
 
@@ -26,6 +33,8 @@ import pandas as pd
 
 from stbench import catalogue
 from stbench.agent.wire import ModelShape, PhaseCounters, RunRecord, Samples, SynthSpec, to_json
+from stbench.disturbance import Verdict, gather_gb_per_s, judge, other_cpu_share, read_gb_per_s
+from stbench.limit_share import limit_share
 from stbench.sweep import ENGINE, switches_label, workload_label
 
 # By this share a real file's weight bytes may differ from the catalogue's shapes in Q4_0: converters
@@ -93,13 +102,27 @@ COLUMNS: dict[str, str] = {
     "output_hash": "object",
     "check_positions": "int64",
     "throttled": "object",
+    "weights_repacked": "object",
+    "attempt": "int64",
+    "read_gb_per_s": "float64",
+    "gather_gb_per_s": "float64",
+    "disturbed": "bool",
+    "disturbance": "object",
+    "other_cpu_share": "float64",
+    "limit_share": "float64",
+    "limit_why": "object",
 }
+
+
+_REPACKED = {True: "yes", False: "no", None: ""}
 
 
 def to_frame(records: Iterable[RunRecord]) -> pd.DataFrame:
     """One row per record in the order given, columns :data:`COLUMNS`. Text that a failed run never reached
-    is "", numbers NaN (0 in integer columns)."""
-    rows = [_row(record) for record in records]
+    is "", numbers NaN (0 in integer columns). What is disturbed is judged over all of ``records``: give whole
+    campaigns."""
+    records = list(records)
+    rows = [_row(record) | _machine(verdict) for record, verdict in zip(records, judge(records), strict=True)]
     data = {name: [row[name] for row in rows] for name in COLUMNS}
     return pd.DataFrame({name: pd.Series(data[name], dtype=dtype) for name, dtype in COLUMNS.items()})
 
@@ -228,6 +251,7 @@ def _row(record: RunRecord) -> dict[str, Any]:
         "kv_touch": settings.kv_touch,
         "load": settings.load,
         "populate": settings.populate,
+        "weights_repacked": _REPACKED[effective.weights_repacked if effective else None],
         "purpose": record.purpose,
         "usable": usable,
         "problem": problem,
@@ -239,6 +263,7 @@ def _row(record: RunRecord) -> dict[str, Any]:
     }
     row.update(_speeds(record.samples if usable else None))
     row.update(_shares(record, row["decode_tps"]))
+    row.update(_limits(record, row["decode_tps"]))
     return row
 
 
@@ -255,8 +280,10 @@ def _problem(record: RunRecord) -> str:
     samples = record.samples
     if samples is None:
         return "status is ok but there are no samples"
-    if len(samples.decode_ns) != record.workload.n_gen:
-        return f"{len(samples.decode_ns)} decode samples for n_gen {record.workload.n_gen}"
+    if samples.decode_tokens and len(samples.decode_tokens) != len(samples.decode_ns):
+        return "decode_ns and decode_tokens differ in length"
+    if decoded_tokens(samples) != record.workload.n_gen:
+        return f"{decoded_tokens(samples)} decode samples for n_gen {record.workload.n_gen}"
     if len(samples.prefill_ns) != len(samples.prefill_tokens):
         return "prefill_ns and prefill_tokens differ in length"
     if any(ns <= 0 for ns in [*samples.decode_ns, *samples.prefill_ns]):
@@ -270,13 +297,19 @@ def _speeds(samples: Samples | None) -> dict[str, float]:
         return speeds
     if samples.prefill_ns:
         speeds["prefill_tps"] = sum(samples.prefill_tokens) * 1e9 / sum(samples.prefill_ns)
-        speeds["ttft_ms"] = samples.ttft_ns / 1e6
+        speeds["ttft_ms"] = samples.ttft_ns / 1e6 if samples.ttft_ns else math.nan
     if samples.decode_ns:
-        n = len(samples.decode_ns)
+        n = decoded_tokens(samples)
         speeds["decode_tps"] = n * 1e9 / sum(samples.decode_ns)
         speeds["tpot_ms"] = sum(samples.decode_ns) / n / 1e6
-        speeds["tpot_p95_ms"] = sorted(samples.decode_ns)[math.ceil(0.95 * n) - 1] / 1e6
+        if n == len(samples.decode_ns):
+            speeds["tpot_p95_ms"] = sorted(samples.decode_ns)[math.ceil(0.95 * n) - 1] / 1e6
     return speeds
+
+
+def decoded_tokens(samples: Samples) -> int:
+    """How many tokens ``decode_ns`` are of."""
+    return sum(samples.decode_tokens) if samples.decode_tokens else len(samples.decode_ns)
 
 
 def _shares(record: RunRecord, decode_tps: float) -> dict[str, float]:
@@ -292,6 +325,26 @@ def _shares(record: RunRecord, decode_tps: float) -> dict[str, float]:
     if record.shape and record.shape.n_vocab > 0:
         shares["lm_head_share"] = decode.lm_head_rows / (decode.tokens * record.shape.n_vocab)
     return shares
+
+
+def _limits(record: RunRecord, decode_tps: float) -> dict[str, Any]:
+    limit = limit_share(record, decode_tps)
+    return {
+        "attempt": record.attempt,
+        "read_gb_per_s": _or_nan(read_gb_per_s(record)),
+        "gather_gb_per_s": _or_nan(gather_gb_per_s(record)),
+        "other_cpu_share": _or_nan(other_cpu_share(record)),
+        "limit_share": _or_nan(limit.share),
+        "limit_why": limit.why,
+    }
+
+
+def _or_nan(value: float | None) -> float:
+    return math.nan if value is None else value
+
+
+def _machine(verdict: Verdict) -> dict[str, Any]:
+    return {"disturbed": verdict.disturbed, "disturbance": "; ".join(verdict.reasons)}
 
 
 def unique_records(records: Iterable[RunRecord]) -> list[RunRecord]:

@@ -18,14 +18,14 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from stbench import catalogue, cells, notes, published
+from stbench import cells, notes, published
 from stbench.agent.wire import RunRecord
 from stbench.campaign import UNFINISHED
+from stbench.engine_names import needs_llama_cpp
 from stbench.frame import to_frame, unique_records
 from stbench.published import PublishedRow, PublishedTable
 from stbench.sweep import ENGINE, switches_label
 from stbench.table import (
-    NO_ARCHITECTURE,
     NO_ENGINE,
     NO_LIMIT,
     TIMES,
@@ -189,14 +189,15 @@ def _published_shape(
         key = f"measured:{device}:{engine}"
         filled = {}
         for spec in specs:
-            cells_by_row[spec.key][key], rows = _measured_cell(spec, chosen, str(device))
+            cells_by_row[spec.key][key], rows = _measured_cell(spec, chosen, str(device), str(engine))
             if len(rows):
                 filled[spec.key] = rows
         picked += filled.values()
         reference = ratio_to.get(str(device), str(device))
         _derive(specs, cells_by_row, key, reference)
         against = "published" if reference == device else f"published {headers.get(reference)}"
-        columns += _columns(key, name, str(device), against if reference in headers else "")
+        probed = any(rows["read_gb_per_s"].notna().any() for rows in filled.values())
+        columns += _columns(key, name, str(device), against if reference in headers else "", probed)
         selected.append(
             notes.selection(name, str(device), str(engine), condition, filled, len(group) - len(chosen))
         )
@@ -209,16 +210,18 @@ def _published_shape(
     return made, set(shown.index)
 
 
-def _columns(key: str, name: str, device: str, against: str) -> list[Column]:
-    """The columns of a measured device: speed, ratio to dense, ratio to its published device, memory."""
+def _columns(key: str, name: str, device: str, against: str, probed: bool) -> list[Column]:
+    """The columns of a measured device: speed, ratio to dense, ratio to its published device, percent of the
+    memory's limit where bandwidth was ``probed`` beside the runs, memory."""
     columns = [
         Column(key, f"{name}\ntokens/s", "speed", "tokens/s", device),
         Column(f"dense:{key}", f"{name}\n{TIMES} dense", "ratio", "", device),
-        Column(f"rss:{key}", f"{name}\nRSS GiB", "rss", "GiB", device),
     ]
     if against:
-        columns.insert(2, Column(f"ratio:{key}", f"{name}\n{TIMES} {against}", "ratio", "", device))
-    return columns
+        columns.append(Column(f"ratio:{key}", f"{name}\n{TIMES} {against}", "ratio", "", device))
+    if probed:
+        columns.append(Column(f"limit:{key}", f"{name}\n% of limit", "limit", "%", device))
+    return [*columns, Column(f"rss:{key}", f"{name}\nRSS GiB", "rss", "GiB", device)]
 
 
 def _published_cells(spec: _RowSpec) -> dict[str, Cell]:
@@ -248,7 +251,9 @@ def _plain(value: Any) -> Any:
     return value.item() if hasattr(value, "item") else value
 
 
-def _measured_cell(spec: _RowSpec, chosen: pd.DataFrame, device: str) -> tuple[Cell, pd.DataFrame]:
+def _measured_cell(
+    spec: _RowSpec, chosen: pd.DataFrame, device: str, engine: str
+) -> tuple[Cell, pd.DataFrame]:
     empty = chosen.iloc[:0]
     if spec.limited:
         return Cell("—", (NO_LIMIT,)), empty
@@ -259,22 +264,26 @@ def _measured_cell(spec: _RowSpec, chosen: pd.DataFrame, device: str) -> tuple[C
     )
     rows = chosen[mask]
     if not len(rows):
-        return _unmeasured(spec.model), empty
+        return _unmeasured(spec.model, engine), empty
     rows = _one_campaign(rows)
     rows = _one_thread_setting(rows, published.published_threads(device))
     return cells.speed_cell(rows, "decode_tps"), rows
 
 
-def _unmeasured(model: str) -> Cell:
-    if model in catalogue.names():
-        return Cell("not run")
-    return Cell("—", (NO_ENGINE if model.startswith("gemma3n") else NO_ARCHITECTURE,))
+def _unmeasured(model: str, engine: str) -> Cell:
+    impossible = engine == ENGINE and needs_llama_cpp(model)
+    return Cell("—", (NO_ENGINE,)) if impossible else Cell("not run")
 
 
 def _one_campaign(rows: pd.DataFrame) -> pd.DataFrame:
-    """The campaign and model file with most usable replicates, then the newest."""
+    """The campaign and model file with most usable replicates, undisturbed ones first, then the newest."""
     groups = [group for _, group in rows.groupby(["campaign", "digest"], sort=True)]
-    return max(groups, key=lambda g: (int(g["usable"].sum()), str(g["started_at"].max())))
+
+    def rank(group: pd.DataFrame) -> tuple[int, int, str]:
+        calm = group["usable"] & ~group["disturbed"]
+        return int(calm.sum()), int(group["usable"].sum()), str(group["started_at"].max())
+
+    return max(groups, key=rank)
 
 
 def _one_thread_setting(rows: pd.DataFrame, rule: int | None) -> pd.DataFrame:
@@ -289,11 +298,12 @@ def _one_thread_setting(rows: pd.DataFrame, rule: int | None) -> pd.DataFrame:
 def _derive(
     specs: Sequence[_RowSpec], cells_by_row: dict[str, dict[str, Cell]], column: str, reference: str
 ) -> None:
-    """Fills ratio and memory columns of a measured column."""
+    """Fills ratio, limit and memory columns of a measured column."""
     for spec in specs:
         row = cells_by_row[spec.key]
         cell = row[column]
         row[f"rss:{column}"] = _memory(cell)
+        row[f"limit:{column}"] = cells.limit_cell(cell)
         dense = next(
             (
                 cells_by_row[other.key][column]
@@ -328,12 +338,14 @@ def _weights(cell: Cell) -> dict[str, Any]:
 def _other_cases(frame: pd.DataFrame, facts: notes.Facts, described: set[str]) -> Table:
     """One row per case that no published table shows: other models, workloads, settings and thread counts.
     ``described``: devices that another table's notes describe."""
-    columns = (
+    columns = [
         Column("row", "Case", "label"),
         Column("decode", "decode\ntokens/s", "speed", "tokens/s"),
         Column("prefill", "prefill\ntokens/s", "speed", "tokens/s"),
         Column("rss", "peak\nRSS GiB", "rss", "GiB"),
-    )
+    ]
+    if frame["read_gb_per_s"].notna().any():
+        columns.insert(2, Column("limit", "% of limit", "limit", "%"))
     boards = sorted(set(zip(frame["device"], frame["fingerprint"], strict=True)))
     sentences = [
         notes.device_sentence(clean(device, 40), facts.get((device, fingerprint)))
@@ -349,10 +361,12 @@ def _other_cases(frame: pd.DataFrame, facts: notes.Facts, described: set[str]) -
         decode = cells.speed_cell(group, "decode_tps") if has_gen else Cell()
         prefill = cells.speed_cell(group, "prefill_tps") if group["n_prompt"].iloc[0] else Cell()
         memory = _memory(decode if has_gen else prefill)
-        rows.append(Row(f"case:{i}", label, {"decode": decode, "prefill": prefill, "rss": memory}))
-        sentences += notes.failures(label, group)
+        made = {"decode": decode, "prefill": prefill, "limit": cells.limit_cell(decode), "rss": memory}
+        rows.append(Row(f"case:{i}", label, made))
+        sentences += notes.failures(label, group) + notes.disturbances(label, group)
+    sentences += notes.limit_sentences(frame)
     title = "Cases outside the published tables"
-    return Table("other", title, columns, tuple(rows), tuple(sentences), profiles=profiles)
+    return Table("other", title, tuple(columns), tuple(rows), tuple(sentences), profiles=profiles)
 
 
 def _distinct_labels(groups: Sequence[pd.DataFrame]) -> list[str]:

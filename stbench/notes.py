@@ -10,6 +10,7 @@ import pandas as pd
 
 from stbench import published
 from stbench.agent.wire import DeviceFacts, RunRecord
+from stbench.engine_names import is_program
 from stbench.table import TIMES, clean, count
 
 # Device name and fingerprint -> what the board said of itself.
@@ -47,6 +48,7 @@ def selection(
         "isa": sorted({str(isa) for frame in rows for isa in frame["isa"]} - {""}),
         "threads": threads,
         "affinity": sorted({str(a) for frame in rows for a in frame["affinity"]} - {""}),
+        "weights_repacked": sorted({str(a) for frame in rows for a in frame["weights_repacked"]} - {""}),
         "records": sum(len(frame) for frame in rows),
         "records_of_other_conditions": n_other_condition,
     }
@@ -64,7 +66,39 @@ def sentences(
         lines += _selection_sentences(name, chosen)
     lines += profiles
     for _, group in shown.groupby(["device", "engine", "model", "switches", "threads"], sort=True):
-        lines += failures(clean(str(group["label"].iloc[0]), 120), group)
+        label = clean(str(group["label"].iloc[0]), 120)
+        lines += failures(label, group) + disturbances(label, group)
+    lines += limit_sentences(shown)
+    return lines
+
+
+def disturbances(label: str, replicates: pd.DataFrame) -> list[str]:
+    """What disturbed the usable replicates of a case, in one sentence; none where nothing did."""
+    usable = replicates[replicates["usable"]]
+    hit = usable[usable["disturbed"]]
+    if not len(hit):
+        return []
+    fate = "left out" if len(hit) < len(usable) else "shown for want of others"
+    reasons = Counter(clean(str(reason), 160) for reason in hit["disturbance"])
+    why = min(reasons, key=lambda text: (-reasons[text], text))
+    if len(reasons) > 1:
+        why = f"for example: {why}"
+    again = "; all of them were run again, in vain" if (hit["attempt"] > 0).all() else ""
+    return [f"{label}: {len(hit)} of {count(len(usable), 'replicate')} disturbed and {fate} ({why}){again}."]
+
+
+def limit_sentences(shown: pd.DataFrame) -> list[str]:
+    """What the percentages of the limit are, where there are any, and why some cells have none."""
+    if not shown["read_gb_per_s"].notna().any():
+        return []
+    lines = [
+        "% of limit: bytes of weights per token and tokens/s against the read bandwidth probed right before "
+        "and after the same runs; rows picked by sparsity are counted at the rate of random rows, which "
+        "neighbouring active rows may exceed."
+    ]
+    without = shown[shown["usable"] & (shown["limit_why"] != "")]
+    for (device, model, why), _ in without.groupby(["device", "model", "limit_why"], sort=True):
+        lines.append(f"{clean(str(device), 40)}: {clean(str(model), 60)}: no % of limit: {clean(str(why))}.")
     return lines
 
 
@@ -120,10 +154,10 @@ def _selection_sentences(name: str, chosen: Mapping[str, Any]) -> list[str]:
     forced = "" if condition["isa_requested"] == "auto" else " (forced)"
     touched = ", allocated and touched" if condition["kv_touch"] else ", not touched"
     lines = [
-        f"{name}: workload {condition['workload']} (teacher-forced stream, seed {condition['seed']}), "
+        f"{name}: workload {condition['workload']} ({_tokens(chosen)}), "
         f"context {condition['n_ctx']} with {condition['kv_type']} KV cache{touched}, "
         f"batch {condition['n_batch']}, instruction set {isa}{forced}, "
-        f"weights by {clean(str(condition['load']), 20)}; "
+        f"weights by {clean(str(condition['load']), 20)}{_repacked(chosen)}; "
         f"build {str(condition['library'])[:12] or 'unknown'}; "
         f"campaign {clean(', '.join(chosen['campaigns']), 80) or '-'}."
     ]
@@ -135,6 +169,19 @@ def _selection_sentences(name: str, chosen: Mapping[str, Any]) -> list[str]:
             "most rows."
         )
     return lines
+
+
+def _tokens(chosen: Mapping[str, Any]) -> str:
+    if is_program(chosen["engine"]):
+        return f"tokens that {clean(chosen['engine'], 40)} chooses, timed by itself"
+    return f"teacher-forced stream, seed {chosen['condition']['seed']}"
+
+
+def _repacked(chosen: Mapping[str, Any]) -> str:
+    said = {"yes": ", repacked into anonymous memory", "no": ", not repacked"}
+    return (
+        "".join(said[word] for word in chosen["weights_repacked"][:1]) if is_program(chosen["engine"]) else ""
+    )
 
 
 def _thread_sentence(name: str, chosen: Mapping[str, Any]) -> str:

@@ -1,7 +1,9 @@
 """Sweep x targets -> Plan. Pure: it touches nothing, and the same input gives the same plan.
 
 Replicates are processes. They come in rounds: every round runs each case of a device once, in an order of its
-own drawn from the seed, so that a slow minute hits all cases alike.
+own drawn from the seed, so that a slow minute hits all cases alike. Within a round, engines and settings of
+one model, workload and thread count run one after the other, in random order: what is compared is measured in
+the same minute, and from the same page cache. Models' blocks come in random order, too.
 """
 
 from __future__ import annotations
@@ -9,18 +11,24 @@ from __future__ import annotations
 import fnmatch
 import hashlib
 import json
+import math
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeVar
 
+from stbench import disk
 from stbench.agent import wire
+from stbench.agent.bracket import GATHER_SHARE
 from stbench.agent.wire import DeviceFacts, JobSpec, ModelRef, Settings, Workload
-from stbench.catalogue import Sizes
+from stbench.catalogue import STANDARD_SUFFIX, Sizes
 from stbench.errors import SweepError
 from stbench.inventory import Device
+from stbench.programs import TargetProgram, left_out, settings_for
 from stbench.roofline import token_bytes
-from stbench.sweep import ENGINE, Case, Sweep, Traits, expand
+from stbench.sweep import ENGINE, FAKE, Case, Sweep, Traits, expand
+
+T = TypeVar("T")
 
 # What the times of a plan assume before anything is measured: bytes/s of weights per thread (more than four
 # threads rarely add bandwidth), how much faster a prompt token is than a generated one, making a model, and
@@ -30,6 +38,13 @@ GUESS_READ_THREADS = 4
 GUESS_PREFILL_SPEEDUP = 4.0
 GUESS_WRITE = 400e6
 GUESS_START_S = 1.5
+# A bandwidth probe beside a job, without its reading: a process, and the pages of its buffers.
+GUESS_PROBE_S = 0.3
+
+# Of disturbed runs: each is run again once at most, and of all jobs at most this share, so that a machine
+# that is never quiet costs half as much again and no more.
+RERUNS_PER_JOB = 1
+RERUN_SHARE = 0.5
 
 
 @dataclass(frozen=True)
@@ -46,19 +61,21 @@ class DeviceModel:
 
 @dataclass(frozen=True)
 class Target:
-    """A device with what has to be known before planning. ``library`` is a path on the device."""
+    """A device with what has to be known before planning. ``library`` is a path on the device; ``models``
+    holds also the files that only ``programs`` run."""
 
     device: Device
     facts: DeviceFacts
     library: str
     library_sha256: str
     models: Mapping[str, DeviceModel]
+    programs: Mapping[str, TargetProgram] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Plan:
     """Jobs in the order in which they run on their device. ``to_make`` maps a device to its models that do
-    not exist yet; times are guesses in seconds."""
+    not exist yet; times are guesses in seconds. At most ``max_reruns`` disturbed runs are repeated."""
 
     campaign: str
     preset: str
@@ -67,15 +84,53 @@ class Plan:
     to_make: Mapping[str, tuple[DeviceModel, ...]]
     notes: tuple[str, ...]
     guess_s: Mapping[str, float]
+    max_reruns: int = 0
+    one_model_at_a_time: bool = False
+    free_bytes: Mapping[str, int | None] = field(default_factory=dict)
+
+    def groups(self) -> list[list[JobSpec]]:
+        """Jobs that end before others begin: all of them, or those of one model's file."""
+        return disk.grouped(self.jobs) if self.one_model_at_a_time else [list(self.jobs)]
 
     def peak_disk_bytes(self, device: str) -> int:
-        """What the models that have to be made will take on a device."""
-        return sum(model.file_bytes for model in self.to_make[device])
+        """The most that models which have to be made will take on a device at one time."""
+        return disk.peak_bytes([m.file_bytes for m in self.to_make[device]], self.one_model_at_a_time)
+
+    def check_room(self) -> None:
+        """Raises :class:`stbench.errors.NoSpace` when a device's models do not fit."""
+        peaks = {device: self.peak_disk_bytes(device) for device in self.to_make}
+        disk.check_room(peaks, self.free_bytes, self.one_model_at_a_time)
+
+    def room_sentences(self) -> list[str]:
+        """Peak disk and free space of every device that has models to make, for people."""
+        return [
+            disk.room_sentence(
+                device, self.peak_disk_bytes(device), self.free_bytes.get(device), self.one_model_at_a_time
+            )
+            for device, models in self.to_make.items()
+            if models
+        ]
 
     def expected_s(self) -> float:
         """All jobs one after the other, and making the models."""
         making = sum(m.file_bytes for models in self.to_make.values() for m in models) / GUESS_WRITE
         return making + sum(self.guess_s.values())
+
+    def reruns_s(self) -> float:
+        """The most that re-runs of disturbed runs add."""
+        return sum(sorted(self.guess_s.values(), reverse=True)[: self.max_reruns])
+
+    def rerun_sentence(self) -> str:
+        """The bound, for people."""
+        if not self.max_reruns:
+            return "disturbed runs are marked and not run again (--max-reruns 0)"
+        runs = "is" if self.max_reruns == 1 else "are"
+        seconds = self.reruns_s()
+        most = f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
+        return (
+            f"disturbed runs are run again: at most {self.max_reruns} (--max-reruns), each once; "
+            f"about {most} more if all {runs} needed"
+        )
 
     def cases(self) -> dict[str, list[JobSpec]]:
         """Label -> its replicates, labels in the order of the sweep's axes."""
@@ -102,8 +157,12 @@ class Plan:
                 device: [{"model": m.ref.name, "bytes": m.file_bytes} for m in models]
                 for device, models in self.to_make.items()
             },
+            "one_model_at_a_time": self.one_model_at_a_time,
             "peak_disk_bytes": {device: self.peak_disk_bytes(device) for device in self.to_make},
+            "free_bytes": dict(self.free_bytes),
             "expected_s": round(self.expected_s(), 1),
+            "max_reruns": self.max_reruns,
+            "reruns_s": round(self.reruns_s(), 1),
             "notes": list(self.notes),
         }
 
@@ -131,33 +190,72 @@ def build_plan(sweep: Sweep, targets: Sequence[Target], campaign: str) -> Plan:
             hint="`stbench plan` without --filter prints the labels",
         )
     return Plan(
-        campaign, sweep.preset, sweep.seed, tuple(jobs), to_make, tuple(dict.fromkeys(notes)), guesses
+        campaign,
+        sweep.preset,
+        sweep.seed,
+        tuple(jobs),
+        to_make,
+        tuple(dict.fromkeys(notes)),
+        guesses,
+        _max_reruns(sweep, len(jobs)),
+        sweep.one_model_at_a_time,
+        {target.device.name: target.facts.storage_free_bytes for target in targets},
     )
+
+
+def _max_reruns(sweep: Sweep, n_jobs: int) -> int:
+    """Without brackets nothing is judged by its bandwidth, and nothing is run again."""
+    if not sweep.bracket_ms:
+        return 0
+    bound = RERUNS_PER_JOB * n_jobs
+    return min(bound, math.ceil(RERUN_SHARE * n_jobs) if sweep.max_reruns is None else sweep.max_reruns)
 
 
 def _rounds(sweep: Sweep, target: Target, campaign: str, notes: list[str]) -> list[JobSpec]:
     cases, dropped = expand(sweep, {name: model.traits for name, model in target.models.items()})
-    notes += dropped
+    reasons = {case: left_out(case, target.device, target.programs, cases) for case in cases}
+    notes += dropped + [why for why in reasons.values() if why]
     templates = [
         job
-        for case in cases
+        for case, why in reasons.items()
+        if not why
         for threads in _threads(sweep, target, notes)
         if _selected(job := _job(sweep, target, case, threads, campaign), sweep.filter)
     ]
     jobs: list[JobSpec] = []
-    for replicate in range(sweep.replicates):
-        order = list(templates)
-        random.Random(f"{sweep.seed}/{target.device.name}/{replicate}").shuffle(order)
-        for template in order:
-            job = replace(template, replicate=replicate)
-            jobs.append(replace(job, id=job_id(job, target, sweep.seed)))
+    for group in disk.grouped(templates) if sweep.one_model_at_a_time else [templates]:
+        for replicate in range(sweep.replicates):
+            chance = random.Random(f"{sweep.seed}/{target.device.name}/{replicate}")
+            for template in _round(group, chance):
+                job = replace(template, replicate=replicate)
+                jobs.append(replace(job, id=job_id(job, target, sweep.seed)))
     return jobs
+
+
+def _round(templates: Sequence[JobSpec], chance: random.Random) -> list[JobSpec]:
+    """One round's order: models, of each its workloads and thread counts, of each its engines and settings. A
+    model and its standard-layout twin are one: the twin is what other engines load instead."""
+    models: dict[str, dict[tuple[Workload, int], list[JobSpec]]] = {}
+    for job in templates:
+        blocks = models.setdefault(job.model.name.removesuffix(STANDARD_SUFFIX), {})
+        blocks.setdefault((job.workload, job.settings.threads), []).append(job)
+    order: list[JobSpec] = []
+    for blocks in _shuffled(list(models.values()), chance):
+        for block in _shuffled(list(blocks.values()), chance):
+            order += _shuffled(block, chance)
+    return order
+
+
+def _shuffled(items: list[T], chance: random.Random) -> list[T]:
+    chance.shuffle(items)
+    return items
 
 
 def _threads(sweep: Sweep, target: Target, notes: list[str]) -> list[int]:
     device = target.device
     available = len(device.cpus or target.facts.allowed_cpus) or target.facts.n_cpus
-    wanted = sweep.threads or device.threads or (available,)
+    named = sweep.threads or device.threads or (available,)
+    wanted = dict.fromkeys(n or available for n in named)
     fitting = [n for n in wanted if n <= available]
     notes += [f"{device.name}: t{n} left out: {available} CPUs" for n in wanted if n > available]
     return fitting
@@ -172,7 +270,7 @@ def _selected(job: JobSpec, patterns: Sequence[str]) -> bool:
 def _job(sweep: Sweep, target: Target, case: Case, threads: int, campaign: str) -> JobSpec:
     device = target.device
     label = case.label(threads)
-    return JobSpec(
+    job = JobSpec(
         id="",
         label=f"{device.name}:{label}",
         campaign=campaign,
@@ -199,15 +297,28 @@ def _job(sweep: Sweep, target: Target, case: Case, threads: int, campaign: str) 
         ),
         warmup_tokens=sweep.warmup_tokens,
         timeout_s=device.timeout_s,
+        bracket_ms=sweep.bracket_ms,
+    )
+    program = target.programs.get(case.engine)
+    if program is None:
+        return job
+    return replace(
+        job,
+        program=program.program,
+        model=target.models[program.models[case.model]].ref,
+        settings=settings_for(program, job.settings, job.workload),
+        timeout_s=program.timeout_s,
     )
 
 
 def job_id(job: JobSpec, target: Target, seed: int) -> str:
-    """What makes a job the same job: library, model, workload, settings, board, replicate, seed. A synthetic
-    model is named by its specification, so that the id is known before the file exists. Paths, labels and the
-    campaign's name are not part of it. 16 hexadecimal digits."""
+    """What makes a job the same job: library, model, workload, settings, board, replicate, seed; of a
+    program its command, environment and build instead of the library. A synthetic model is named by its
+    specification, so that the id is known before the file exists. Other paths, labels and the campaign's name
+    are not part of it. 16 hexadecimal digits."""
+    program = target.programs.get(job.engine)
     identity = {
-        "library": target.library_sha256,
+        "library": program.build if program is not None else target.library_sha256,
         "engine": job.engine,
         "model": wire.to_json(job.model.synthetic)
         if job.model.synthetic
@@ -220,6 +331,8 @@ def job_id(job: JobSpec, target: Target, seed: int) -> str:
         "replicate": job.replicate,
         "seed": seed,
     }
+    if job.program is not None:
+        identity["program"] = wire.to_json(job.program)
     text = json.dumps(identity, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -231,7 +344,13 @@ def guess_seconds(job: JobSpec, model: DeviceModel) -> float:
     work = job.workload
     tokens = work.n_gen + job.warmup_tokens + (work.n_prompt + work.n_depth) / GUESS_PREFILL_SPEEDUP
     load = model.file_bytes / rate if job.engine == ENGINE else 0.0
-    return GUESS_START_S + load + tokens * per_token / rate
+    return GUESS_START_S + _guess_brackets_s(job) + load + tokens * per_token / rate
+
+
+def _guess_brackets_s(job: JobSpec) -> float:
+    if not job.bracket_ms or job.engine == FAKE:
+        return 0.0
+    return 2 * (GUESS_PROBE_S + (1 + GATHER_SHARE) * job.bracket_ms / 1000)
 
 
 def _bytes_per_token(job: JobSpec, model: DeviceModel) -> float:

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from stbench import catalogue
+from stbench import catalogue, gemma3n
 from stbench.agent.wire import DeviceFacts, LimitProbe, LimitResult, LimitsRequest, SynthSpec
 from stbench.agentclient import Agent
 from stbench.errors import DeviceError, UsageError
@@ -93,8 +93,13 @@ def token_bytes(spec: SynthSpec, *, sparse_ffn: bool = False, sparse_lm_head: bo
     if sparse_lm_head and not spec.predictor_rank:
         raise ValueError(f"{spec.name} has no lm_head predictor")
     d = spec.n_embd
+    if spec.architecture == gemma3n.ARCHITECTURE:
+        # Everything once, but of the per-layer table one row; and an embedding row beside the tied output.
+        table = gemma3n.PER_LAYER_WIDTH * spec.n_layer * spec.n_vocab * size / weights
+        rows = table / spec.n_vocab + d * size / weights
+        return TokenBytes(catalogue.sizes(spec).weight_bytes - table + rows, 0.0)
     attention = 2 * d * spec.head_dim * (spec.n_head + spec.n_head_kv) * size / weights
-    norms = 4 * (2 * d + (2 * spec.head_dim if spec.architecture == "qwen3" else 0))
+    norms = 4 * (2 * d + (2 * spec.head_dim if spec.architecture in catalogue.QK_NORM else 0))
     router = 4 * d * spec.n_expert
     matrix = max(spec.n_expert_used, 1) * d * spec.n_ff * size / weights
     stream = spec.n_layer * (attention + norms + router) + 4 * d + d * size / weights

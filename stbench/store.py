@@ -1,8 +1,8 @@
 """``results/<campaign>/``: ``records.jsonl``, append-only, one fsynced line per run, and ``campaign.json``.
 
-What is in the file is never rewritten. Where an id occurs twice (a cancelled run that was repeated), the last
-line counts. A line that a killed writer left unfinished is moved to ``records.jsonl.torn`` when the next
-writer opens the store, and reported.
+What is in the file is never rewritten. Where an id occurs twice (a cancelled run or a disturbed one that was
+repeated), the last line of a run that ended counts. A line that a killed writer left unfinished is moved to
+``records.jsonl.torn`` when the next writer opens the store, and reported.
 """
 
 from __future__ import annotations
@@ -24,6 +24,9 @@ from stbench.errors import BusyError, InputError, StoreError
 RECORDS = "records.jsonl"
 CAMPAIGN = "campaign.json"
 
+# A record of this status says only that there is no result yet; all others are results, also bad ones.
+UNFINISHED = "cancelled"
+
 CAMPAIGN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 # Schema version n -> what turns the JSON object of such a record into one of version n + 1.
@@ -40,8 +43,13 @@ class Reading:
     torn_at: int | None = None
 
     def latest(self) -> list[RunRecord]:
-        """The last record of every id, in the order of first appearance."""
-        by_id = {record.id: record for record in self.records}
+        """The last record of every id, in the order of first appearance. A cancelled attempt does not replace
+        one that ended."""
+        by_id: dict[str, RunRecord] = {}
+        for record in self.records:
+            known = by_id.setdefault(record.id, record)
+            if record.status != UNFINISHED or known.status == UNFINISHED:
+                by_id[record.id] = record
         return list(by_id.values())
 
 

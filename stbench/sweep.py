@@ -7,7 +7,6 @@ make separate cases (``pp512``, ``tg128``), ``-pg`` makes combined ones (``pp39+
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,15 +15,14 @@ from typing import Annotated, Any, Literal
 import pydantic
 
 from stbench import yamlfile
+from stbench.axes import Duration, Engines, From0, From1, Names, Pairs, Switch, Threads
+from stbench.axes import parse_range as parse_range
+from stbench.engine_names import ENGINE as ENGINE
+from stbench.engine_names import FAKE as FAKE
+from stbench.engine_names import LLAMA_BENCH as LLAMA_BENCH
+from stbench.engine_names import is_fake as is_fake
+from stbench.engine_names import is_program, left_out
 from stbench.errors import InputError, SweepError, UsageError
-
-MAX_VALUES = 1000
-ENGINE = "sbr"
-
-# The fake one needs no runtime and no model: it serves models called "fake" or "fake:OPTIONS" (see
-# stbench/agent/fake.py) and tests this pipeline.
-FAKE = "fake"
-ENGINES = (ENGINE, FAKE)
 
 # The prompt of the published command line, in tokens of the Qwen2 vocabulary that these models share:
 # 3 + 6 + 2 (system turn) + 3 + 21 + 2 (user turn) + 2 (assistant header), counted with the vocabulary's
@@ -44,7 +42,18 @@ PRESETS: dict[str, dict[str, Any]] = {
         "n_ctx": 4096,
         "replicates": 6,
     },
-    # The same rows, shorter: what the README's command runs.
+    # The unlimited rows of the 21B table. Its models take up to 17 GB each, so there is one at a time; Gemma
+    # 3n runs in llama.cpp alone.
+    "published-21b": {
+        "models": ["smallthinker-21b", "qwen3-30b-a3b", "gemma3n-e4b", "gemma3n-e2b"],
+        "engines": [ENGINE, LLAMA_BENCH],
+        "sparse_ffn": ["on", "off"],
+        "prompt_gen": [[PUBLISHED_PROMPT_TOKENS, 256]],
+        "n_ctx": 4096,
+        "replicates": 6,
+        "one_model_at_a_time": True,
+    },
+    # The same rows as published-4b, shorter: what the README's command runs.
     "quick": {
         "models": ["smallthinker-4b", "qwen3-0.6b", "qwen3-1.7b"],
         "sparse_ffn": ["on", "off"],
@@ -53,13 +62,32 @@ PRESETS: dict[str, dict[str, Any]] = {
         "n_ctx": 4096,
         "replicates": 3,
     },
+    # Our engine beside llama.cpp, whose ratios end the sweep (stbench/data/bars.csv). Sparse switches change
+    # decoding only, and no bar is set for the lm_head alone.
+    "versus-llama-cpp": {
+        "models": ["smallthinker-4b", "qwen3-0.6b", "qwen3-1.7b"],
+        "engines": ["sbr", "llama-bench"],
+        "sparse_ffn": ["on", "off"],
+        "sparse_lm_head": ["on", "off"],
+        "threads": [1, "all"],
+        "prompt": [512],
+        "gen": [128],
+        "filter": ["*/dense/*", "*/llama-bench/*", "*/sparse/*/tg128", "*/sparse+lmhead/*/tg128"],
+        "replicates": 9,
+    },
 }
 
+
+# What a preset measures besides when llama-bench is among the engines: the published rows that only llama.cpp
+# can fill. Without it nobody has to build llama.cpp, or write 2.6 GB more.
+WITH_LLAMA_BENCH = {"published-4b": ["gemma3n-e2b"], "quick": ["gemma3n-e2b"]}
+
+Isa = Literal["auto", "scalar", "avx2", "avxvnni", "avx512vnni", "amx", "neon", "neon-dotprod", "neon-i8mm"]
 
 # Keys of a sweep that together say what to compute, keys that only say when to stop, and keys that are called
 # otherwise once they are settled.
 WORKLOADS = ("prompt", "gen", "prompt_gen")
-LIMITS = ("max_time", "max_failures")
+LIMITS = ("max_time", "max_failures", "max_reruns")
 RENAMED = {"max_time": "max_time_s", "warmup": "warmup_tokens"}
 
 
@@ -86,9 +114,11 @@ class Case:
         return workload_label(self.n_prompt, self.n_gen, self.n_depth)
 
     def label(self, threads: int) -> str:
-        """The case as a person types it; the engine is named where it is not our own."""
-        text = f"{self.model}/{self.switches}/t{threads}/{self.workload}"
-        return text if self.engine == ENGINE else f"{text}/{self.engine}"
+        """The case as a person types it. A program stands where our own engine has its switches:
+        ``smallthinker-4b/dense/t2/tg128``, ``smallthinker-4b/llama-bench/t2/tg128``."""
+        how = self.engine if is_program(self.engine) else self.switches
+        text = f"{self.model}/{how}/t{threads}/{self.workload}"
+        return f"{text}/{self.engine}" if self.engine == FAKE else text
 
 
 def switches_label(sparse_ffn: bool, sparse_lm_head: bool) -> str:
@@ -110,90 +140,17 @@ class Traits:
     predictor: bool | None
 
 
-def _axis(value: Any, minimum: int) -> list[int]:
-    items = value if isinstance(value, list) else [value]
-    numbers: list[int] = []
-    for item in items:
-        if isinstance(item, str):
-            numbers.extend(parse_range(item, minimum))
-        elif type(item) is int and item >= minimum:
-            numbers.append(item)
-        else:
-            raise ValueError(f"whole numbers from {minimum} up")
-    return list(dict.fromkeys(numbers))
-
-
-def _switch(value: Any) -> list[bool]:
-    """``on,off`` as typed; YAML reads a bare on or off as true or false."""
-    items = value.split(",") if isinstance(value, str) else value if isinstance(value, list) else [value]
-    known = {"on": True, "off": False}
-    words = [known.get(item.strip(), item) if isinstance(item, str) else item for item in items]
-    if not words or not all(isinstance(word, bool) for word in words):
-        raise ValueError("on, off or both")
-    return list(dict.fromkeys(word for word in words if isinstance(word, bool)))
-
-
-def _names(value: Any) -> list[str]:
-    """A comma list as typed, or a YAML list, whose items are taken as they are."""
-    names = [name.strip() for name in value.split(",")] if isinstance(value, str) else value
-    if not isinstance(names, list) or not names or not all(isinstance(name, str) and name for name in names):
-        raise ValueError("a name or a list of names")
-    return list(dict.fromkeys(names))
-
-
-def _engines(value: Any) -> list[str]:
-    names = _names(value)
-    for name in names:
-        if name not in ENGINES:
-            raise ValueError(f"engines out of {', '.join(ENGINES)}")
-    return names
-
-
-def _pairs(value: Any) -> list[tuple[int, int]]:
-    """``48,256`` as typed, or ``[[48, 256]]`` in YAML."""
-    try:
-        if isinstance(value, str):
-            value = [[int(n) for n in part.split(",")] for part in value.split(";")]
-        if isinstance(value, list) and value and all(isinstance(n, int) for n in value):
-            value = [value]
-        pairs = [(p, g) for p, g in value]
-    except (ValueError, TypeError):
-        pairs = []
-    if not pairs or not all(type(n) is int and n > 0 for pair in pairs for n in pair):
-        raise ValueError("pairs of prompt and generated tokens, such as 39,256")
-    return list(dict.fromkeys(pairs))
-
-
-def _duration(value: Any) -> float:
-    """Seconds, or ``90s``, ``15m``, ``2h``."""
-    if isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < 1e9:
-        return float(value)
-    match = re.fullmatch(r"(\d{1,9}(?:\.\d{1,3})?)([smh]?)", value) if isinstance(value, str) else None
-    if match is None or float(match[1]) == 0:
-        raise ValueError("a duration such as 90s, 15m or 2h")
-    return float(match[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[match[2]]
-
-
-From0 = Annotated[list[int], pydantic.BeforeValidator(lambda value: _axis(value, 0))]
-From1 = Annotated[list[int], pydantic.BeforeValidator(lambda value: _axis(value, 1))]
-Switch = Annotated[list[bool], pydantic.BeforeValidator(_switch)]
-Names = Annotated[list[str], pydantic.BeforeValidator(_names)]
-Engines = Annotated[list[str], pydantic.BeforeValidator(_engines)]
-Pairs = Annotated[list[tuple[int, int]], pydantic.BeforeValidator(_pairs)]
-Duration = Annotated[float, pydantic.BeforeValidator(_duration)]
-
-
 class SweepEntry(pydantic.BaseModel):
     """A sweep as written in YAML or given by options; every key may be missing."""
 
     model_config = pydantic.ConfigDict(extra="forbid", strict=True, frozen=True)
 
-    preset: Literal["published-4b", "quick"] | None = None
+    preset: Literal["published-4b", "published-21b", "quick", "versus-llama-cpp"] | None = None
     models: Names | None = None
     engines: Engines | None = None
     sparse_ffn: Switch | None = None
     sparse_lm_head: Switch | None = None
-    threads: From1 | None = None
+    threads: Threads | None = None
     prompt: From1 | None = None
     gen: From1 | None = None
     prompt_gen: Pairs | None = None
@@ -203,19 +160,23 @@ class SweepEntry(pydantic.BaseModel):
     seed: Annotated[int, pydantic.Field(ge=0, lt=2**63)] | None = None
     max_time: Duration | None = None
     max_failures: Annotated[int, pydantic.Field(ge=1)] | None = None
-    isa: Literal["auto", "scalar", "avx2", "avx512vnni", "neon", "neon-dotprod"] | None = None
+    max_reruns: Annotated[int, pydantic.Field(ge=0)] | None = None
+    bracket_ms: Annotated[int, pydantic.Field(ge=0, le=2000)] | None = None
+    isa: Isa | None = None
     n_ctx: Annotated[int, pydantic.Field(ge=1, le=1 << 20)] | None = None
     n_batch: Annotated[int, pydantic.Field(ge=1, le=65536)] | None = None
     kv_type: Literal["f16", "f32"] | None = None
     load: Literal["mmap", "read"] | None = None
     lm_head_threshold: Annotated[float, pydantic.Field(ge=-1e9, le=1e9)] | None = None
     requantise_down: bool | None = None
+    one_model_at_a_time: bool | None = None
     warmup: Annotated[int, pydantic.Field(ge=0, le=4096)] | None = None
 
 
 @dataclass(frozen=True)
 class Sweep:
-    """A sweep with everything settled. ``threads`` None: the device's. Times in seconds."""
+    """A sweep with everything settled. ``threads`` None: the device's, 0: all of its CPUs;
+    ``max_reruns`` None: as the plan bounds them. Times in seconds."""
 
     models: tuple[str, ...]
     workloads: tuple[tuple[int, int, int], ...]
@@ -228,6 +189,8 @@ class Sweep:
     seed: int = 0
     max_time_s: float | None = None
     max_failures: int | None = None
+    max_reruns: int | None = None
+    bracket_ms: int = 200
     isa: str = "auto"
     n_ctx: int = 4096
     n_batch: int = 64
@@ -235,30 +198,9 @@ class Sweep:
     load: str = "mmap"
     lm_head_threshold: float = 0.0
     requantise_down: bool = False
+    one_model_at_a_time: bool = False
     warmup_tokens: int = 4
     preset: str = ""
-
-
-def parse_range(text: str, minimum: int = 0) -> list[int]:
-    """``1,2``, ``1-4``, ``2-8+2`` (2 4 6 8), ``1-8*2`` (1 2 4 8). Raises ValueError that completes
-    "expected"."""
-    values: list[int] = []
-    for part in text.split(","):
-        match = re.fullmatch(r"\s*(\d{1,9})(?:-(\d{1,9})(?:([+*])(\d{1,9}))?)?\s*", part)
-        if match is None:
-            raise ValueError("numbers or ranges such as 1,4, 1-8+1 or 1-8*2")
-        first, last = int(match[1]), int(match[2] or match[1])
-        sign, step = match[3] or "+", int(match[4] or 1)
-        if first > last or step < (2 if sign == "*" else 1) or (sign == "*" and first == 0):
-            raise ValueError("a range that goes up, such as 1-8+1 or 1-8*2")
-        if first < minimum:
-            raise ValueError(f"whole numbers from {minimum} up")
-        while first <= last:
-            values.append(first)
-            first = first + step if sign == "+" else first * step
-            if len(values) > MAX_VALUES:
-                raise ValueError(f"at most {MAX_VALUES} values")
-    return values
 
 
 def build_sweep(
@@ -276,6 +218,9 @@ def build_sweep(
     base = SweepEntry.model_validate(PRESETS[preset]).model_dump(exclude_none=True) if preset else {}
     for layer in (from_file, typed):
         _put_on(base, layer)
+    own_models = "models" in from_file or "models" in typed
+    if not own_models and LLAMA_BENCH in base.get("engines", ()):
+        base["models"] = [*base["models"], *WITH_LLAMA_BENCH.get(preset or "", ())]
     return _settle(base, preset or "")
 
 
@@ -432,18 +377,14 @@ def expand(sweep: Sweep, traits: Mapping[str, Traits]) -> tuple[list[Case], list
                 )
                 continue
             for engine in sweep.engines:
-                if (engine == FAKE) != is_fake(model):
-                    notes.append(f"{model} left out for the engine {engine}")
+                why = left_out(engine, model, ffn or head)
+                if why:
+                    notes.append(why)
                     continue
                 cases += [Case(engine, model, ffn, head, *workload) for workload in sweep.workloads]
     if not cases:
         raise UsageError("no case is left of this sweep: " + "; ".join(notes))
     return cases, notes
-
-
-def is_fake(model: str) -> bool:
-    """Whether a model is one of the fake engine's."""
-    return model.partition(":")[0] == FAKE
 
 
 def _combinations(sweep: Sweep) -> Sequence[tuple[bool, bool]]:

@@ -9,13 +9,15 @@ SYNTHETIC = "†"
 UNCHECKED = "‡"
 FEW = "r"
 PARTIAL = "!"
+DISTURBED = "D"
+SOME_DISTURBED = "d"
 WRONG = "✗"
 UNEQUAL = "≠"
 THROTTLED = "T"
 NO_SENSORS = "?"
 NO_LIMIT = "m"
 NO_ENGINE = "e"
-NO_ARCHITECTURE = "a"
+NO_SHARE = "c"
 
 # Ratios read "x dense"; escaped because it looks like the letter.
 TIMES = "\u00d7"
@@ -25,17 +27,19 @@ MEANINGS = {
     UNCHECKED: "output not checked against a reference",
     FEW: "(a…b) is the range of fewer than 6 replicates, not a confidence interval",
     PARTIAL: "some replicates ended otherwise and are not in the number",
+    DISTURBED: "every replicate was disturbed by something else on the machine: does not compare",
+    SOME_DISTURBED: "disturbed replicates were left out of the number",
     WRONG: "computed wrong output: no speed is shown",
     UNEQUAL: "replicates of this cell computed different outputs",
     THROTTLED: "the device throttled during at least one replicate",
     NO_SENSORS: "throttling unknown: the device has no sensors that could tell",
     NO_LIMIT: "not measured: this version cannot enforce a memory limit",
-    NO_ENGINE: "not measured: Gemma 3n needs the llama-bench engine, which this version does not have",
-    NO_ARCHITECTURE: "not measured: this version has no Qwen3 mixture-of-experts architecture",
+    NO_ENGINE: "Gemma 3n is measured through llama.cpp: --engines sbr,llama-bench",
+    NO_SHARE: "no percentage of the memory's limit, for the reason noted",
 }
 
 # What a column holds. "published" cells come from the published tables, all others from records.
-ROLES = ("label", "memory", "published", "speed", "ratio", "rss", "text")
+ROLES = ("label", "memory", "published", "speed", "ratio", "limit", "rss", "text")
 
 
 @dataclass(frozen=True)

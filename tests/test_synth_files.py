@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from stbench import gemma3n
 from stbench.agent import sbr
 from stbench.agent.wire import SynthSpec
 
@@ -55,6 +56,8 @@ QWEN3 = SynthSpec(
     tied_output=False,
 )
 LLAMA = dataclasses.replace(QWEN3, architecture="llama", weight_type="q8_0")
+QWEN3MOE = dataclasses.replace(QWEN3, architecture="qwen3moe", n_expert=8, n_expert_used=2)
+GEMMA3N = dataclasses.replace(QWEN3, architecture="gemma3n", tied_output=True, sliding_window=64, n_layer=6)
 
 # SHA-256 of the files. They change only together with the generator's version (src/synth/header.cpp).
 GOLDEN = {
@@ -69,9 +72,13 @@ GOLDEN = {
     ("llama", "f32"): "880310ebf7ebe33c574e3672b59df0abd6646ac6e58bd99f612277d78a41ab0d",
     ("llama", "f16"): "3bc5420ea9a71fa28ddd98f20a8a01c512abf942ba2f6e681bad5219506e4282",
     ("llama", "q8_0"): "81293513a488f6421355718f2383336eb24db965b0a81928c982a2598088ab27",
+    ("qwen3moe", "q4_0"): "264e68035f071e296943950846d3182c25a4fb9374cbd676b8a031ce65784e46",
+    ("qwen3moe", "q8_0"): "ab1992d89c96a1d1ea0ff713a5b0a504e46e967487921e1382d3ce6d762f5e64",
+    ("gemma3n", "q4_0"): "fa6fbcd4138ae62c7fb78074607eb5bbea1a10b9b4ed2aad5d8cd7115b8459e8",
+    ("gemma3n", "q8_0"): "b518a38163d56970bb9ab798202e611f733c1e764346429aad08245dd23a82db",
     ("llama", "q4_0"): "be78f6466f0777934a4392b9133bb1ad4b0db917130093af45dfd6a9a0ce26de",
 }
-SPECS = {spec.architecture: spec for spec in (SMALLTHINKER, QWEN3, LLAMA)}
+SPECS = {spec.architecture: spec for spec in (SMALLTHINKER, QWEN3, LLAMA, QWEN3MOE, GEMMA3N)}
 
 
 @pytest.fixture(scope="module")
@@ -205,6 +212,75 @@ def test_shapes_and_types(tmp_path: Path, library: sbr.Library) -> None:
     assert found["blk.1.ffn_down.weight"] == ([96, 64], "Q4_0")
     llama = values(write(library, LLAMA, tmp_path / "llama.gguf"))
     assert found.keys() - llama.keys() == {f"blk.{n}.attn_{x}_norm.weight" for n in (0, 1) for x in "qk"}
+
+
+def test_keys_and_tensors_of_qwen3moe(tmp_path: Path, library: sbr.Library) -> None:
+    reader = write(library, QWEN3MOE, tmp_path / "model.gguf")
+    found = fields(reader)
+    own = {key: value for key, value in found.items() if key.startswith("qwen3moe.")}
+    assert own.pop("qwen3moe.attention.layer_norm_rms_epsilon") == pytest.approx(1e-6)
+    assert own == {
+        "qwen3moe.block_count": 2,
+        "qwen3moe.context_length": 512,
+        "qwen3moe.embedding_length": 64,
+        # As in the released files: what the selected experts are together.
+        "qwen3moe.feed_forward_length": 2 * 96,
+        "qwen3moe.expert_feed_forward_length": 96,
+        "qwen3moe.expert_count": 8,
+        "qwen3moe.expert_used_count": 2,
+        "qwen3moe.attention.head_count": 4,
+        "qwen3moe.attention.head_count_kv": 2,
+        "qwen3moe.attention.key_length": 32,
+        "qwen3moe.attention.value_length": 32,
+        "qwen3moe.rope.freq_base": 1.5e6,
+        "qwen3moe.vocab_size": 300,
+    }
+    shapes = {t.name: ([int(n) for n in t.shape], t.tensor_type.name) for t in reader.tensors}
+    assert len(shapes) == 3 + 2 * 12
+    assert shapes["output.weight"] == ([64, 300], "Q4_0")
+    assert shapes["blk.1.ffn_gate_inp.weight"] == ([64, 8], "F32")
+    assert shapes["blk.1.ffn_up_exps.weight"] == ([64, 96, 8], "Q4_0")
+    assert shapes["blk.1.ffn_down_exps.weight"] == ([96, 64, 8], "Q4_0")
+    assert shapes["blk.1.attn_q_norm.weight"] == ([32], "F32")
+
+
+def test_keys_and_tensors_of_gemma3n(tmp_path: Path, library: sbr.Library) -> None:
+    spec = dataclasses.replace(GEMMA3N, n_layer=22)
+    reader = write(library, spec, tmp_path / "model.gguf")
+    found = fields(reader)
+    scales = found.pop("gemma3n.activation_sparsity_scale")
+    assert scales == [pytest.approx(1.6448533535003662)] * 10 + [-np.inf] * 12
+    pattern = found.pop("gemma3n.attention.sliding_window_pattern")
+    assert [layer for layer, windowed in enumerate(pattern) if not windowed] == [4, 9, 14, 19]
+    own = {key: value for key, value in found.items() if key.startswith("gemma3n.")}
+    assert own.pop("gemma3n.attention.layer_norm_rms_epsilon") == pytest.approx(1e-6)
+    assert own == {
+        "gemma3n.block_count": 22,
+        "gemma3n.context_length": 512,
+        "gemma3n.embedding_length": 64,
+        "gemma3n.embedding_length_per_layer_input": 256,
+        "gemma3n.altup.num_inputs": 4,
+        "gemma3n.altup.active_idx": 0,
+        "gemma3n.feed_forward_length": 96,
+        "gemma3n.attention.head_count": 4,
+        "gemma3n.attention.head_count_kv": 2,
+        "gemma3n.attention.key_length": 32,
+        "gemma3n.attention.value_length": 32,
+        "gemma3n.attention.sliding_window": 64,
+        "gemma3n.attention.shared_kv_layers": 2,
+        "gemma3n.rope.freq_base": 1.5e6,
+        "gemma3n.vocab_size": 300,
+    }
+    tokens, types = found["tokenizer.ggml.tokens"], found["tokenizer.ggml.token_type"]
+    assert tokens[:5] == ["<pad>", "<eos>", "<bos>", "<unk>", "<0x00>"]
+    assert tokens[259] == "<0xFF>"
+    assert len(set(tokens)) == len(found["tokenizer.ggml.scores"]) == 300
+    assert types == [3, 3, 3, 2] + [6] * 256 + [1] * 40
+    assert (found["tokenizer.ggml.model"], found["tokenizer.ggml.bos_token_id"]) == ("llama", 2)
+    shapes = {t.name: (tuple(int(n) for n in t.shape), t.tensor_type.name.lower()) for t in reader.tensors}
+    assert shapes == gemma3n.tensors(spec)
+    for name, floats in values(reader).items():
+        assert np.isfinite(floats).all(), name
 
 
 @pytest.mark.parametrize("weight_type", ["f32", "f16", "q8_0", "q4_0"])

@@ -99,7 +99,7 @@ def test_without_skew_experts_are_used_evenly(tmp_path: Path, library: sbr.Libra
 
 
 def dense_logits(library: sbr.Library, spec: SynthSpec, path: Path) -> np.ndarray:
-    """Of 32 positions of a model without experts."""
+    """Of 32 positions of a model without switches."""
     sbr.synth_write(library, dataclasses.asdict(spec), str(path))
     tokens = np.random.default_rng(3).integers(0, spec.n_vocab, 64).tolist()
     with sbr.Model(library, str(path)) as model, sbr.Session(model, n_ctx=64) as session:
@@ -108,7 +108,7 @@ def dense_logits(library: sbr.Library, spec: SynthSpec, path: Path) -> np.ndarra
     return np.frombuffer(logits, np.float32).reshape(32, -1)
 
 
-@pytest.mark.parametrize("architecture", ["smallthinker", "qwen3", "llama"])
+@pytest.mark.parametrize("architecture", ["smallthinker", "qwen3", "qwen3moe", "llama"])
 @pytest.mark.parametrize("tied", [True, False])
 def test_logits_are_of_a_sane_size_and_varied(
     architecture: str, tied: bool, tmp_path: Path, library: sbr.Library
@@ -119,6 +119,8 @@ def test_logits_are_of_a_sane_size_and_varied(
     else:
         moe = ("n_expert", "n_expert_used", "predictor_rank", "hot_experts", "hot_share", "lm_head_keep")
         dense = dict.fromkeys(moe, 0) | {"transposed_down": False, "zero_share": None, "n_ff": 768}
+        if architecture == "qwen3moe":
+            dense |= {"n_expert": 16, "n_expert_used": 4, "n_ff": 192}
         spec = dataclasses.replace(spec, architecture=architecture, **dense)
         logits = dense_logits(library, spec, tmp_path / "model.gguf")
     assert logits.std(axis=1).min() > 1.5

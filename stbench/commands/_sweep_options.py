@@ -21,12 +21,17 @@ if TYPE_CHECKING:
 
 # Options whose values go to stbench.sweep as they were typed.
 _AXES = (
-    ("--preset", "preset", "NAME", "published-4b or quick (quick when no models are given)"),
+    (
+        "--preset",
+        "preset",
+        "NAME",
+        "published-4b, published-21b, versus-llama-cpp, or quick (without models)",
+    ),
     ("--models", "models", "LIST", "names of the catalogue or paths of GGUF files"),
-    ("--engines", "engines", "LIST", "engines (sbr)"),
+    ("--engines", "engines", "LIST", "sbr, llama-bench, or a program of devices.yaml (sbr)"),
     ("--sparse-ffn", "sparse_ffn", "on,off", "skip neurons whose ReLU output is zero"),
     ("--sparse-lm-head", "sparse_lm_head", "on,off", "compute only the output rows that the predictor keeps"),
-    ("-t --threads", "threads", "LIST", "thread counts (default: the device's)"),
+    ("-t --threads", "threads", "LIST", "thread counts, or all (default: the device's)"),
     ("-p --prompt", "prompt", "LIST", "prompt lengths, a case each"),
     ("-n --gen", "gen", "LIST", "numbers of generated tokens, a case each"),
     ("-pg --prompt-gen", "prompt_gen", "P,N", "prompt and generation in one case; more with ';'"),
@@ -44,15 +49,25 @@ _NUMBERS = (
     ("-b --batch", "n_batch", int, "most tokens evaluated together in prefill"),
     ("--lm-head-threshold", "lm_head_threshold", float, "predictor score above which a row is computed (0)"),
     ("--max-failures", "max_failures", int, "stop after this many failed jobs"),
+    (
+        "--max-reruns",
+        "max_reruns",
+        int,
+        "repeat at most so many disturbed runs (half of the jobs, each once)",
+    ),
+    ("--bracket-ms", "bracket_ms", int, "bandwidth probe before and after each run, ms; 0: none (200)"),
 )
 
 DEVICES = Path("devices.yaml")
 RESULTS = Path("results")
 
 
-def add_options(parser: argparse.ArgumentParser) -> None:
-    """Adds the axes and where things are."""
-    parser.add_argument("sweep_file", nargs="?", type=Path, metavar="SWEEP.yaml", help="axes from a file")
+def add_options(parser: argparse.ArgumentParser, *, file: bool = True) -> None:
+    """Adds the axes and where things are; without ``file`` the axes come from options alone."""
+    if file:
+        parser.add_argument("sweep_file", nargs="?", type=Path, metavar="SWEEP.yaml", help="axes from a file")
+    else:
+        parser.set_defaults(sweep_file=None)
     parser.add_argument("--devices", type=Path, default=DEVICES, metavar="FILE", help="(devices.yaml)")
     parser.add_argument("--device", action="append", metavar="GLOB", help="only these of its enabled devices")
     parser.add_argument(
@@ -77,6 +92,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         action="store_const",
         const=True,
         help="turn standard-layout down matrices neuron-major at load (lossy)",
+    )
+    axes.add_argument(
+        "--one-model-at-a-time",
+        dest="axis_one_model_at_a_time",
+        action="store_const",
+        const=True,
+        help="all runs of a model's file together; files that the sweep makes are deleted after them",
     )
 
 
@@ -148,10 +170,12 @@ def planned(
     from stbench.build import find_library
     from stbench.plan import build_plan
     from stbench.prepare import label_names, prepared
+    from stbench.programs import check_engines
 
     devices = devices_of(args)
+    check_engines(sweep.engines, devices)
     names, sweep = label_names(sweep)
     needed = args.library is not None or any(needs_library(engine) for engine in sweep.engines)
     library = find_library(args.library) if needed else None
-    with prepared(devices, names, library, on_bytes, lease=lease) as ready:
+    with prepared(devices, names, library, on_bytes, engines=sweep.engines, lease=lease) as ready:
         yield Ready(build_plan(sweep, [device.target for device in ready], campaign), ready)

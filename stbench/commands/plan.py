@@ -44,6 +44,7 @@ def run(args: argparse.Namespace) -> int:
     ):
         plan = ready.plan
     print_plan(plan, as_json=args.json)
+    plan.check_room()
     return 0
 
 
@@ -69,12 +70,11 @@ def print_plan(plan: Plan, *, as_json: bool) -> None:
     for device, models in plan.to_make.items():
         for model in models:
             console.print(f"{device}: makes {model.ref.name}, {model.file_bytes / 1e9:.2f} GB, synthetic")
-        if models:
-            console.print(
-                f"{device}: peak disk {plan.peak_disk_bytes(device) / 1e9:.2f} GB beyond what is there"
-            )
+    for sentence in plan.room_sentences():
+        console.print(sentence)
     console.print(
         f"expected time: {duration(plan.expected_s())} (a guess; references that do not ship add to it)"
     )
+    console.print(plan.rerun_sentence())
     for note in plan.notes:
         console.print(f"note: {note}")

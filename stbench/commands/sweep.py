@@ -83,10 +83,12 @@ def run(args: argparse.Namespace) -> int:
     ):
         if args.dry_run:
             print_plan(ready.plan, as_json=args.json)
+            ready.plan.check_room()
             return errors.EXIT_OK
+        ready.plan.check_room()
         if args.references_only:
             return _references_only(ready, live)
-        outcome, records = _measure(args, campaign, sweep, ready, live)
+        outcome, records = measure(args, campaign, sweep, ready, live)
     return _report(args, campaign, ready, outcome, records)
 
 
@@ -144,9 +146,10 @@ def _resume_command(args: argparse.Namespace, campaign: str) -> str:
     return shlex.join(argv)
 
 
-def _measure(
+def measure(
     args: argparse.Namespace, campaign: str, sweep: Sweep, ready: Ready, live: Live
 ) -> tuple[Outcome, list[RunRecord]]:
+    """Runs what has no record yet; returns how that ended and all records of the campaign."""
     from stbench.campaign import run_campaign
     from stbench.references import References
     from stbench.store import Store, read_records
@@ -162,6 +165,7 @@ def _measure(
             live.note(note)
         _describe(store, sweep, ready)
         live.note(f"{len(ready.plan.jobs)} jobs, results in {directory}")
+        live.note(ready.plan.rerun_sentence())
         outcome = run_campaign(
             ready.plan,
             ready.devices,
@@ -213,6 +217,7 @@ def _report(
         from stbench.grid import render_grid
 
         render_grid(finished, stdout_console())
+        _print_ratios(campaign, finished)
     for path in written:
         log.print(f"wrote {path}", soft_wrap=True, markup=False)
 
@@ -227,6 +232,13 @@ def _report(
             soft_wrap=True,
             markup=False,
         )
+    if outcome.disturbed:
+        used = f"{outcome.reruns} re-runs" if outcome.reruns != 1 else "1 re-run"
+        log.print(
+            f"disturbed in spite of {used}, and marked: {', '.join(outcome.disturbed)}",
+            soft_wrap=True,
+            markup=False,
+        )
     bad = sorted({record.label for record in mine if record.status != "ok"})
     missing = sorted({job.label for job in ready.plan.jobs} - {record.label for record in mine})
     if bad or missing:
@@ -235,9 +247,25 @@ def _report(
     return errors.EXIT_OK
 
 
+def _print_ratios(campaign: str, records: list[RunRecord]) -> None:
+    """Ours beside llama.cpp, where both were measured."""
+    from stbench import render, versus
+    from stbench.engine_names import ENGINE, LLAMA_BENCH
+    from stbench.sides import side_of
+
+    if {ENGINE, LLAMA_BENCH} <= {record.engine for record in records if record.status == "ok"}:
+        try:
+            found = versus.engine_ratios(side_of(campaign, records), ENGINE, LLAMA_BENCH)
+        except errors.InputError as error:
+            stderr_console().print(f"no ratios: {error}", markup=False, soft_wrap=True)
+            return
+        render.print_rich(versus.ratio_table(found, ENGINE, LLAMA_BENCH), stdout_console())
+
+
 def _summary(
     campaign: str, outcome: Outcome, records: list[RunRecord], written: list[Path]
 ) -> dict[str, Any]:
+    from stbench.disturbance import judge
     from stbench.live import tokens_per_s
 
     return {
@@ -245,6 +273,7 @@ def _summary(
         "ran": outcome.ran,
         "already_done": outcome.skipped,
         "left": outcome.left,
+        "reruns": outcome.reruns,
         "stopped": outcome.stopped,
         "records": [
             {
@@ -255,8 +284,10 @@ def _summary(
                 "detail": record.detail,
                 "tokens_per_s": tokens_per_s(record),
                 "check": record.check.verdict if record.check else "unchecked",
+                "attempt": record.attempt,
+                "disturbed": list(verdict.reasons),
             }
-            for record in records
+            for record, verdict in zip(records, judge(records), strict=True)
         ],
         "written": [str(path) for path in written],
     }

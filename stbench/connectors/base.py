@@ -92,6 +92,10 @@ class Connector(Protocol):
         """Writes a file atomically, making its directory."""
         ...
 
+    def remove(self, path: str) -> None:
+        """Deletes a file, if it is there."""
+        ...
+
     def free_bytes(self, path: str) -> int:
         """Room on the file system of ``path``, which may not exist yet."""
         ...

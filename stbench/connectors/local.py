@@ -146,6 +146,10 @@ class LocalConnector:
         part.write_bytes(data)
         part.replace(target)
 
+    def remove(self, path: str) -> None:
+        """Deletes a file, if it is there."""
+        Path(path).unlink(missing_ok=True)
+
     def free_bytes(self, path: str) -> int:
         """Room on the file system of ``path`` or of its nearest existing parent."""
         found = Path(path)

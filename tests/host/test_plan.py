@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from stbench import catalogue
-from stbench.agent.wire import DeviceFacts, ModelRef, to_json
+from stbench.agent.wire import DeviceFacts, JobSpec, ModelRef, to_json
 from stbench.errors import SweepError
 from stbench.inventory import Device
 from stbench.plan import GUESS_READ, DeviceModel, Plan, Target, build_plan
@@ -68,6 +70,58 @@ def test_every_round_runs_every_case_once_in_an_order_of_its_own() -> None:
         assert {job.replicate for job in block} == {number}
         assert max(Counter(job.label for job in block).values()) == 1
     assert len({tuple(job.label for job in block) for block in rounds}) > 4, "rounds share an order"
+
+
+def blocks(jobs: Sequence[JobSpec], key: Callable[[JobSpec], Any]) -> list[Any]:
+    """What stands side by side, each run of equal keys once."""
+    return [found for found, _ in itertools.groupby(map(key, jobs))]
+
+
+def test_engines_and_settings_of_one_case_are_neighbours_in_random_order() -> None:
+    """What is compared runs in adjacent processes; a model and its twin share blocks, workloads do not."""
+    names = ("smallthinker-4b", "smallthinker-4b:standard", "qwen3-0.6b")
+    options = {"models": ",".join(names), "sparse_ffn": "on,off", "gen": "8,16", "threads": "1,2"}
+    sweep = replace(build_sweep(options), replicates=12)
+    jobs = build_plan(sweep, [target(*names)], "c").jobs
+    rounds = [[job for job in jobs if job.replicate == number] for number in range(12)]
+
+    def model(job: JobSpec) -> str:
+        return job.model.name.partition(":")[0]
+
+    for block in rounds:
+        assert len(blocks(block, model)) == 2, "a model's jobs are apart"
+        pairs = blocks(block, lambda job: (model(job), job.workload.n_gen, job.settings.threads))
+        assert len(pairs) == len(set(pairs)) == 8, "a comparison's jobs are apart"
+    assert {tuple(blocks(block, model)) for block in rounds} == {
+        ("smallthinker-4b", "qwen3-0.6b"),
+        ("qwen3-0.6b", "smallthinker-4b"),
+    }
+    one_pair = [
+        tuple(
+            (job.model.name, job.settings.sparse_ffn)
+            for job in block
+            if model(job) == "smallthinker-4b" and (job.workload.n_gen, job.settings.threads) == (8, 1)
+        )
+        for block in rounds
+    ]
+    assert len(set(one_pair)) > 6, "engines and settings have a fixed order"
+
+
+def test_reruns_are_bounded_before_anything_runs() -> None:
+    default = plan()
+    assert (len(default.jobs), default.max_reruns) == (18, 9)
+    assert default.reruns_s() == pytest.approx(sum(sorted(default.guess_s.values())[-9:]))
+    assert "at most 9 (--max-reruns), each once" in default.rerun_sentence()
+    assert default.describe()["max_reruns"] == 9
+    assert plan(replace(QUICK, max_reruns=2)).max_reruns == 2
+    assert plan(replace(QUICK, max_reruns=100)).max_reruns == 18, "each once"
+    assert plan(replace(QUICK, bracket_ms=0)).max_reruns == 0
+    assert "not run again" in plan(replace(QUICK, max_reruns=0)).rerun_sentence()
+    assert {job.bracket_ms for job in default.jobs} == {200}
+
+
+def test_brackets_do_not_make_another_job() -> None:
+    assert [j.id for j in plan().jobs] == [j.id for j in plan(replace(QUICK, bracket_ms=50)).jobs]
 
 
 def test_the_seed_changes_order_tokens_and_ids() -> None:

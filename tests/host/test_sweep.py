@@ -122,15 +122,15 @@ def test_all_errors_of_file_and_options_at_once() -> None:
     text = b"modles: x\nthreads: 0\nreplicates: many\npreset: fast\nkv_type: q8\n"
     with pytest.raises(SweepError) as caught:
         build_sweep(
-            {"gen": "8-1", "sparse_ffn": "maybe", "max_time": "5x", "engines": "sbr,vllm"}, text, "s.yaml"
+            {"gen": "8-1", "sparse_ffn": "maybe", "max_time": "5x", "engines": "sbr,v llm"}, text, "s.yaml"
         )
     assert caught.value.problems == [
         "s.yaml:1: modles: unknown key; did you mean models?",
         "s.yaml:2: threads: expected whole numbers from 1 up, got 0",
         's.yaml:3: replicates: expected an integer, got "many"',
-        's.yaml:4: preset: expected published-4b or quick, got "fast"',
+        's.yaml:4: preset: expected published-4b, published-21b, quick or versus-llama-cpp, got "fast"',
         's.yaml:5: kv_type: expected f16 or f32, got "q8"',
-        '--engines: expected engines out of sbr, fake, got "sbr,vllm"',
+        '--engines: expected names of engines, such as sbr,llama-bench, got "sbr,v llm"',
         '--sparse-ffn: expected on, off or both, got "maybe"',
         '--gen: expected a range that goes up, such as 1-8+1 or 1-8*2, got "8-1"',
         '--max-time: expected a duration such as 90s, 15m or 2h, got "5x"',

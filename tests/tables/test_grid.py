@@ -160,14 +160,23 @@ def test_rows_that_cannot_be_measured_say_why() -> None:
     assert "llama-bench" in meanings["e"]
 
 
-def test_a_model_without_an_architecture_says_so() -> None:
+def test_gemma_s_row_is_filled_by_llama_bench() -> None:
+    table = main_table([*table_4b(), dataclasses.replace(record("gemma3n-e2b"), engine="llama-bench")])
+    row = next(r for r in table.rows if r.key == "gemma3n-e2b/dense")
+    assert row.cells["measured:local:sbr"].marks == ("e",)
+    assert row.cells["measured:local:llama-bench"].value is not None
+    smallthinker = next(r for r in table.rows if r.key == "qwen3-0.6b/dense")
+    assert smallthinker.cells["measured:local:llama-bench"].text == "not run"
+
+
+def test_rows_of_the_21b_table_say_what_fills_them() -> None:
     table = build_tables([record("smallthinker-21b", ffn=True)])[1]
     row = {r.label: r.cells[LOCAL] for r in table.rows}
-    assert (row["Qwen3 30B A3B"].text, row["Qwen3 30B A3B"].marks) == ("—", ("a",))
+    assert (row["Qwen3 30B A3B"].text, row["Qwen3 30B A3B"].marks) == ("not run", ())
     assert row["Qwen3 30B A3Blimited memory"].marks == ("m",)
     assert row["Gemma 3n E4B"].marks == ("e",)
     assert row["neither (dense)"].text == "not run"
-    assert "Qwen3 mixture-of-experts" in dict(table.legend())["a"]
+    assert "--engines sbr,llama-bench" in dict(table.legend())["e"]
 
 
 def test_not_run_is_told_from_failed() -> None:

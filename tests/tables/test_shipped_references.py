@@ -1,5 +1,5 @@
-"""Every job of the two presets has an expected output that ships, so that a first sweep checks its outputs
-without computing references.
+"""Every job of the presets in ``SHIPPED`` has an expected output that ships, so that a first sweep checks its
+outputs without computing references.
 
 The models' files are pinned, by the name that the cache gives them (a hash of the specification and of the
 writer's format) and by digest. Whoever changes a preset, the writer, a specification or what a reference
@@ -38,6 +38,10 @@ PINNED = {
 }
 
 
+# The 21B preset computes its references on its first run: they need 42 GB of files, one after the other.
+SHIPPED = [preset for preset in PRESETS if preset != "published-21b"]
+
+
 def jobs(preset: str) -> list[JobSpec]:
     models = {}
     for name in PRESETS[preset]["models"]:
@@ -54,7 +58,7 @@ def test_the_pinned_files_are_those_of_the_catalogue(name: str) -> None:
     assert file_name(name, catalogue.lookup(name).spec) == PINNED[name][0]
 
 
-@pytest.mark.parametrize("preset", list(PRESETS))
+@pytest.mark.parametrize("preset", SHIPPED)
 def test_every_job_of_a_preset_has_a_shipped_reference(preset: str) -> None:
     shipped = resources.files("stbench").joinpath("data", "references")
     for job in jobs(preset):
@@ -64,10 +68,10 @@ def test_every_job_of_a_preset_has_a_shipped_reference(preset: str) -> None:
         assert reference["key"] == verify.reference_key(job)
         assert reference["model_digest"] == job.model.digest
         steps = [position["step"] for position in reference["positions"]]
-        assert steps == verify.positions(job.workload.n_gen), job.label
+        assert steps == (verify.positions(job.workload.n_gen) or [-1]), job.label
 
 
 def test_no_shipped_reference_is_left_over() -> None:
-    needed = {verify.reference_key(job) for preset in PRESETS for job in jobs(preset)}
+    needed = {verify.reference_key(job) for preset in SHIPPED for job in jobs(preset)}
     shipped = resources.files("stbench").joinpath("data", "references")
     assert {path.name.removesuffix(".json") for path in shipped.iterdir()} == needed

@@ -2,7 +2,7 @@
 
 It reads a GGUF file through the ``gguf`` package, widens every weight to float64 and follows the model's
 equations token by token, with no cache, no batches and no skipping. Architectures: smallthinker, qwen3,
-llama.
+qwen3moe, llama.
 
 ``quantised_activations`` rounds the input of every quantised matrix to 8 bits in blocks of 32, as
 docs/arithmetic.md (rule 3) says the runtime does. With it, what is left between the two is rounding; without
@@ -74,7 +74,10 @@ class Model:
         self.window = int(self.key("attention.sliding_window", 0))
         self.n_expert = int(self.key("expert_count", 0))
         self.n_expert_used = int(self.key("expert_used_count", 0))
-        self.softmax_router = self.key("expert_gating_func", 2) == GATING_SOFTMAX
+        # qwen3moe: always softmax, SiLU, and a router that reads what the experts read.
+        self.router_after_attention = self.arch == "qwen3moe"
+        self.relu_experts = self.arch == "smallthinker"
+        self.softmax_router = self.key("expert_gating_func", 2) == GATING_SOFTMAX or self.arch == "qwen3moe"
 
     def key(self, name: str, absent: Any = None) -> Any:
         value = self.keys.get(f"{self.arch}.{name}", absent)
@@ -114,7 +117,9 @@ def forward(
         x = x + times(model[f"{prefix}.attn_output"], attention(model, layer, h, times, window))
         h = rms_norm(x, model[f"{prefix}.ffn_norm"].values, model.eps)
         if model.n_expert:
-            x = x + mixture(model, layer, router_input, h, times, trace)
+            x = x + mixture(
+                model, layer, h if model.router_after_attention else router_input, h, times, trace
+            )
         else:
             hidden = silu(times(model[f"{prefix}.ffn_gate"], h)) * times(model[f"{prefix}.ffn_up"], h)
             x = x + times(model[f"{prefix}.ffn_down"], hidden)
@@ -132,7 +137,7 @@ def attention(model: Model, layer: int, h: Array, times: Any, window: int) -> Ar
     q = times(model[f"{prefix}.attn_q"], h).reshape(n, model.n_head, dim)
     k = times(model[f"{prefix}.attn_k"], h).reshape(n, model.n_head_kv, dim)
     v = times(model[f"{prefix}.attn_v"], h).reshape(n, model.n_head_kv, dim)
-    if model.arch == "qwen3":
+    if model.arch in ("qwen3", "qwen3moe"):
         q = rms_norm(q, model[f"{prefix}.attn_q_norm"].values, model.eps)
         k = rms_norm(k, model[f"{prefix}.attn_k_norm"].values, model.eps)
     unlimited = window == 0 or model.is_global_without_positions(layer) or model.arch != "smallthinker"
@@ -152,7 +157,7 @@ def attention(model: Model, layer: int, h: Array, times: Any, window: int) -> Ar
 
 
 def mixture(model: Model, layer: int, router_input: Array, h: Array, times: Any, trace: Trace) -> Array:
-    """ReLU experts chosen before attention. router_input, h [n, D] -> [n, D]."""
+    """Experts, ReLU or SiLU, chosen by ``router_input``. router_input, h [n, D] -> [n, D]."""
     prefix = f"blk.{layer}"
     scores = times(model[f"{prefix}.ffn_gate_inp"], router_input)
     probabilities = softmax(scores) if model.softmax_router else 1 / (1 + np.exp(-scores))
@@ -174,8 +179,8 @@ def mixture(model: Model, layer: int, router_input: Array, h: Array, times: Any,
         total = probabilities[t, chosen].sum()
         for e in chosen:
             g = times(gate[e], h[t])
-            hidden = np.maximum(g, 0) * times(up[e], h[t])
-            trace.active[layer, t] += int((g > 0).sum())
+            hidden = (np.maximum(g, 0) if model.relu_experts else silu(g)) * times(up[e], h[t])
+            trace.active[layer, t] += int((g > 0).sum()) if model.relu_experts else g.size
             # Neuron-major: the hidden vector scales rows of down and is not rounded (rule 8).
             out = hidden @ down[e].values if transposed else times(down[e], hidden)
             y[t] += probabilities[t, e] / total * out

@@ -29,7 +29,7 @@ from tests.truth import llama_peer, numpy_forward
 from tests.truth.compare import clear_sequences, rms, runtime_logits, worst
 from tests.truth.tiny import TYPES, Tiny, write
 
-ARCHITECTURES = ("smallthinker", "qwen3", "llama")
+ARCHITECTURES = ("smallthinker", "qwen3", "qwen3moe", "llama")
 FLOAT_TYPES = ("f32", "f16", "bf16")
 QUANTISED_TYPES = tuple(kind for kind in TYPES if kind not in FLOAT_TYPES)
 
@@ -54,6 +54,9 @@ VARIANTS = {
     "smallthinker-one-expert": Tiny("smallthinker", n_expert_used=1),
     "smallthinker-windowed": Tiny("smallthinker", window=4096, n_layer=6),
     "qwen3-untied": Tiny("qwen3", tied_output=False),
+    "qwen3moe-untied": Tiny("qwen3moe", tied_output=False),
+    "qwen3moe-all-experts": Tiny("qwen3moe", n_expert=4, n_expert_used=4),
+    "qwen3moe-many-experts": Tiny("qwen3moe", n_ff=256, n_expert=32, n_expert_used=8),
     "llama-ungrouped": Tiny("llama", n_head_kv=4, rope_freq_base=5e5),
 }
 

@@ -11,11 +11,12 @@ import pytest
 from stbench import catalogue
 from stbench.agent import sbr
 from stbench.agent.wire import SynthSpec
+from stbench.errors import InputError
 from stbench.peer import Peer
 from tests.truth import llama_peer, numpy_forward
 from tests.truth.compare import clear_sequences, rms, runtime_logits, worst
 
-TINY = ("tiny-smallthinker", "tiny-smallthinker:standard", "tiny-qwen3", "tiny-llama")
+TINY = ("tiny-smallthinker", "tiny-smallthinker:standard", "tiny-qwen3", "tiny-qwen3moe", "tiny-llama")
 
 # SmallThinker-4B as it is, but for depth and vocabulary: 3 of 32 layers, 4096 of 151936 tokens. 190 MB.
 FEW_LAYERS = {"n_layer": 3, "n_vocab": 4096, "zero_share": [970, 650, 700]}
@@ -53,6 +54,25 @@ def test_tiny_models_agree_with_llama_cpp(
     for sparse in {False, "smallthinker" in name}:
         ours = np.concatenate(runtime_logits(library, path, sequences, sparse_ffn=sparse))
         assert rms(ours, theirs) < 0.05
+
+
+def test_llama_cpp_runs_tiny_gemma3n(tmp_path: Path, library: sbr.Library, peer: Peer) -> None:
+    """Its logits are finite, differ from token to token and depend on what came before; we refuse the file by
+    name."""
+    spec = catalogue.lookup("tiny-gemma3n").spec
+    path = make(library, spec, tmp_path / "model.gguf")
+    first = tokens_for(spec, 12, 1)
+    second = [first[0] ^ 1, *first[1:]]
+    a, b = llama_peer.logits(path, [first, second])
+    assert np.isfinite(a).all()
+    # Scores of deviation 2 before the soft cap at 30; unrelated logits are 1.4 deviations apart.
+    assert 0.5 < a.std() < 6
+    assert rms(a[1:], a[:-1]) > 0.3
+    assert rms(a[-1], b[-1]) > 1e-4
+    tokens, _ = llama_peer.greedy(path, first, 4)
+    assert len(tokens) == 4
+    with pytest.raises(InputError, match="architecture 'gemma3n' is not supported"):
+        runtime_logits(library, path, [first])
 
 
 def test_both_layouts_hold_the_same_weights(tmp_path: Path, library: sbr.Library) -> None:

@@ -95,10 +95,10 @@ def write(spec: Tiny, path: Path) -> Path:
         writer.matrix(f"{block}.attn_k", kv, d)
         writer.matrix(f"{block}.attn_v", kv, d)
         writer.matrix(f"{block}.attn_output", d, q)
-        if spec.arch == "qwen3":
+        if spec.arch in ("qwen3", "qwen3moe"):
             writer.norm(f"{block}.attn_q_norm", spec.head_dim)
             writer.norm(f"{block}.attn_k_norm", spec.head_dim)
-        if spec.arch == "smallthinker":
+        if spec.arch in ("smallthinker", "qwen3moe"):
             _experts(writer, spec, block)
         else:
             writer.matrix(f"{block}.ffn_gate", spec.n_ff, d)
@@ -145,10 +145,11 @@ def _keys(out: gguf.GGUFWriter, spec: Tiny) -> None:
     out.add_layer_norm_rms_eps(1e-6)
     out.add_vocab_size(spec.n_vocab)
     out.add_tokenizer_model("none")
-    if spec.arch == "smallthinker":
+    if spec.arch in ("smallthinker", "qwen3moe"):
         out.add_expert_feed_forward_length(spec.n_ff)
         out.add_expert_count(spec.n_expert)
         out.add_expert_used_count(spec.n_expert_used)
+    if spec.arch == "smallthinker":
         if spec.gating_key:
             kind = (
                 gguf.ExpertGatingFuncType.SOFTMAX
