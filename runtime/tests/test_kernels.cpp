@@ -214,10 +214,12 @@ void check_attention(const Kernels& k, size_t head_dim, size_t n_pos) {
   const Kernels& scalar = *kernels_for(SBR_ISA_SCALAR);
   Random random(head_dim * 1000 + n_pos);
   const size_t stride = head_dim + 24;
-  Guarded<float> q(head_dim), p(n_pos), kv32(stride * (n_pos - 1) + head_dim);
+  constexpr size_t kHeads = 7;  // of a group: whole register tiles, and rests
+  const size_t row = n_pos + 3;
+  Guarded<float> q(kHeads * head_dim), p((kHeads - 1) * row + n_pos), kv32(stride * (n_pos - 1) + head_dim);
   Guarded<uint16_t> kv16(kv32.size());
-  for (size_t i = 0; i < head_dim; ++i) q[i] = random.unit();
-  for (size_t i = 0; i < n_pos; ++i) p[i] = random.unit() * random.unit();
+  for (size_t i = 0; i < kHeads * head_dim; ++i) q[i] = random.unit();
+  for (size_t i = 0; i < (kHeads - 1) * row + n_pos; ++i) p[i] = random.unit() * random.unit();
   for (size_t i = 0; i < kv32.size(); ++i) {
     kv32[i] = random.unit() * (random.below(50) ? 1.0f : 0x1p-18f);
     kv16[i] = f32_to_f16(kv32[i]);
@@ -228,20 +230,35 @@ void check_attention(const Kernels& k, size_t head_dim, size_t n_pos) {
     call(k, got.data());
     CHECK_MSG(expected == got, "%s %s head_dim=%zu n_pos=%zu", what, k.name, head_dim, n_pos);
   };
-  same(
-      "attn_scores_f16",
-      [&](const Kernels& t, float* y) { t.attn_scores_f16(q.data(), kv16.data(), stride, n_pos, head_dim, 0.09f, y); },
-      n_pos);
-  same(
-      "attn_scores_f32",
-      [&](const Kernels& t, float* y) { t.attn_scores_f32(q.data(), kv32.data(), stride, n_pos, head_dim, 0.09f, y); },
-      n_pos);
-  same(
-      "attn_mix_f16",
-      [&](const Kernels& t, float* y) { t.attn_mix_f16(p.data(), kv16.data(), stride, n_pos, head_dim, y); }, head_dim);
-  same(
-      "attn_mix_f32",
-      [&](const Kernels& t, float* y) { t.attn_mix_f32(p.data(), kv32.data(), stride, n_pos, head_dim, y); }, head_dim);
+  for (size_t n_heads = 1; n_heads <= kHeads; ++n_heads) {
+    const size_t scores = (n_heads - 1) * row + n_pos, out = n_heads * head_dim;
+    same(
+        "attn_scores_f16",
+        [&](const Kernels& t, float* y) {
+          t.attn_scores_f16(q.data(), n_heads, kv16.data(), stride, n_pos, head_dim, 0.09f, y, row);
+        },
+        scores);
+    same(
+        "attn_scores_f32",
+        [&](const Kernels& t, float* y) {
+          t.attn_scores_f32(q.data(), n_heads, kv32.data(), stride, n_pos, head_dim, 0.09f, y, row);
+        },
+        scores);
+    same(
+        "attn_mix_f16",
+        [&](const Kernels& t, float* y) {
+          std::fill_n(y, out, 0.25f);
+          t.attn_mix_f16(p.data(), row, n_heads, kv16.data(), stride, n_pos, head_dim, y);
+        },
+        out);
+    same(
+        "attn_mix_f32",
+        [&](const Kernels& t, float* y) {
+          std::fill_n(y, out, 0.25f);
+          t.attn_mix_f32(p.data(), row, n_heads, kv32.data(), stride, n_pos, head_dim, y);
+        },
+        out);
+  }
 }
 
 // All halves through the vector conversion, by attention over one position of weight 1.
@@ -252,7 +269,7 @@ void check_all_halves(const Kernels& k) {
   }
   std::vector<float> out(halves.size());
   const float one = 1;
-  k.attn_mix_f16(&one, halves.data(), 0, 1, halves.size(), out.data());
+  k.attn_mix_f16(&one, 0, 1, halves.data(), 0, 1, halves.size(), out.data());
   for (size_t i = 0; i < halves.size(); ++i) {
     const float expected = std::fma(1.0f, f16_to_f32(halves[i]), 0.0f);
     CHECK_MSG(det_bits_from_float(expected) == det_bits_from_float(out[i]), "%s half %04x", k.name, halves[i]);

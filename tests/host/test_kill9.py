@@ -67,15 +67,20 @@ def test_the_real_engine_killed_and_resumed(sandbox: Sandbox, library_path: Path
     # A noisy machine would have some runs repeated, as asked; here each is to run once.
     sweep = [*axes, "-pg", "8,16", "-r", "6", "--max-reruns", "0", "--library", str(library_path)]
     chance = random.Random(6)
-    for _ in range(REAL_KILLS):
+
+    def go_on() -> list[str]:
+        """A kill before the sweep was stored leaves nothing to resume."""
         begun = (sandbox.directory / "results" / "killed" / "campaign.json").exists()
-        running = sandbox.start("sweep", *sweep, "--campaign", "killed", *["--resume"] * begun)
+        return ["sweep", *sweep, "--campaign", "killed", *["--resume"] * begun]
+
+    for _ in range(REAL_KILLS):
+        running = sandbox.start(*go_on())
         try:
             running.communicate(timeout=chance.uniform(0.3, 3.0))
         except subprocess.TimeoutExpired:
             running.kill()
             running.communicate()
-    code, out, log = sandbox.run("sweep", *sweep, "--campaign", "killed", "--resume")
+    code, out, log = sandbox.run(*go_on())
     assert code == 0, out + log
     assert sandbox.run("sweep", *sweep, "--campaign", "undisturbed")[0] == 0
 

@@ -232,6 +232,7 @@ def test_a_real_sweep_of_tiny_models(sandbox: Sandbox, library_path: Path) -> No
             "--json",
         ),
         *("--sparse-ffn", "on,off", "--sparse-lm-head", "on,off", "--library", str(library_path)),
+        *("--max-reruns", "0"),
     )
     assert code == 0, err
     found = json.loads(out)["records"]

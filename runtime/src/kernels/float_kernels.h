@@ -10,7 +10,7 @@
 //   ldexp16(p, shifted)                   the last step of det_expf
 //   round_store16(v, q)                   q[i] = int8 of lane i rounded to even; returns their sum
 //   kGemmRows, kGemmTokens                register tile of a matrix product
-//   kMixVectors                           vectors of output columns that attention keeps in registers
+//   kMixVectors                           vectors of output columns, even, that attention keeps in registers
 // Everything is in an anonymous namespace: each including file has its own copy, compiled with its own flags.
 #pragma once
 
@@ -278,38 +278,84 @@ void f32_to_f16_lanes(const float* x, size_t n, uint16_t* y) {
 
 // ---- rule 11
 
+// Heads of a group pass over the keys together: a key is widened once for all of them.
 template <class W, class Element>
-void attn_scores_lanes(const float* q, const Element* k, size_t stride, size_t n_pos, size_t head_dim, float scale,
-                       float* scores) {
-  dot_rows<W, 1>(reinterpret_cast<const uint8_t*>(k), stride * W::kBytes, nullptr, n_pos, &q, head_dim, scores, 0);
-  for (size_t t = 0; t < n_pos; ++t) scores[t] *= scale;
-}
-
-template <class W, int kVectors>
-void mix_columns(const float* p, const uint8_t* v, size_t stride_bytes, size_t n_pos, size_t column, float* out) {
-  V16 acc[kVectors];
-  for (int j = 0; j < kVectors; ++j) acc[j] = zero16();
-  for (size_t t = 0; t < n_pos; ++t, v += stride_bytes) {
-    const V16 weight = splat16(p[t]);
-    for (int j = 0; j < kVectors; ++j) acc[j] = fma16(weight, W::load(v, column + 16 * size_t(j)), acc[j]);
+void attn_scores_lanes(const float* q, size_t n_heads, const Element* k, size_t stride, size_t n_pos, size_t head_dim,
+                       float scale, float* scores, size_t scores_stride) {
+  const uint8_t* first = reinterpret_cast<const uint8_t*>(k);
+  const size_t stride_bytes = stride * W::kBytes;
+  for (size_t h = 0; h < n_heads;) {
+    const float* heads[kGemmTokens];
+    float* out = scores + h * scores_stride;
+    const size_t left = n_heads - h;
+    for (size_t i = 0; i < kGemmTokens && i < left; ++i) heads[i] = q + (h + i) * head_dim;
+    if (left >= kGemmTokens) {
+      dot_rows<W, kGemmTokens>(first, stride_bytes, nullptr, n_pos, heads, head_dim, out, scores_stride);
+      h += kGemmTokens;
+    } else if (left >= 2) {
+      dot_rows<W, 2>(first, stride_bytes, nullptr, n_pos, heads, head_dim, out, scores_stride);
+      h += 2;
+    } else {
+      dot_rows<W, 1>(first, stride_bytes, nullptr, n_pos, heads, head_dim, out, scores_stride);
+      h += 1;
+    }
   }
-  for (int j = 0; j < kVectors; ++j) store16(out + column + 16 * size_t(j), acc[j]);
+  for (size_t h = 0; h < n_heads; ++h) {
+    for (size_t t = 0; t < n_pos; ++t) scores[h * scores_stride + t] *= scale;
+  }
+}
+
+template <class W, int kHeads, int kVectors>
+void mix_columns(const float* p, size_t p_stride, const uint8_t* v, size_t stride_bytes, size_t n_pos, size_t head_dim,
+                 size_t column, float* out) {
+  V16 acc[kHeads][kVectors];
+  for (int h = 0; h < kHeads; ++h) {
+    for (int j = 0; j < kVectors; ++j) acc[h][j] = load16(out + size_t(h) * head_dim + column + 16 * size_t(j));
+  }
+  for (size_t t = 0; t < n_pos; ++t, v += stride_bytes) {
+    V16 weight[kHeads];
+    for (int h = 0; h < kHeads; ++h) weight[h] = splat16(p[size_t(h) * p_stride + t]);
+    for (int j = 0; j < kVectors; ++j) {
+      const V16 value = W::load(v, column + 16 * size_t(j));
+      for (int h = 0; h < kHeads; ++h) acc[h][j] = fma16(weight[h], value, acc[h][j]);
+    }
+  }
+  for (int h = 0; h < kHeads; ++h) {
+    for (int j = 0; j < kVectors; ++j) store16(out + size_t(h) * head_dim + column + 16 * size_t(j), acc[h][j]);
+  }
+}
+
+template <class W, int kHeads>
+void mix_heads(const float* p, size_t p_stride, const uint8_t* v, size_t stride_bytes, size_t n_pos, size_t head_dim,
+               float* out) {
+  constexpr int kVectors = kMixVectors / kHeads;
+  size_t c = 0;
+  for (; c + 16 * kVectors <= head_dim; c += 16 * kVectors) {
+    mix_columns<W, kHeads, kVectors>(p, p_stride, v, stride_bytes, n_pos, head_dim, c, out);
+  }
+  for (; c + 16 <= head_dim; c += 16) {
+    mix_columns<W, kHeads, 1>(p, p_stride, v, stride_bytes, n_pos, head_dim, c, out);
+  }
+  for (size_t h = 0; h < kHeads; ++h) {
+    for (size_t i = c; i < head_dim; ++i) {
+      float acc = out[h * head_dim + i];
+      for (size_t t = 0; t < n_pos; ++t) acc = fmaf(p[h * p_stride + t], W::one(v + t * stride_bytes, i), acc);
+      out[h * head_dim + i] = acc;
+    }
+  }
 }
 
 template <class W, class Element>
-void attn_mix_lanes(const float* p, const Element* v, size_t stride, size_t n_pos, size_t head_dim, float* out) {
+void attn_mix_lanes(const float* p, size_t p_stride, size_t n_heads, const Element* v, size_t stride, size_t n_pos,
+                    size_t head_dim, float* out) {
   const uint8_t* first = reinterpret_cast<const uint8_t*>(v);
   const size_t stride_bytes = stride * W::kBytes;
-  size_t c = 0;
-  for (; c + 16 * kMixVectors <= head_dim; c += 16 * kMixVectors) {
-    mix_columns<W, kMixVectors>(p, first, stride_bytes, n_pos, c, out);
+  size_t h = 0;
+  for (; h + 2 <= n_heads; h += 2) {
+    mix_heads<W, 2>(p + h * p_stride, p_stride, first, stride_bytes, n_pos, head_dim, out + h * head_dim);
   }
-  for (; c + 16 <= head_dim; c += 16) mix_columns<W, 1>(p, first, stride_bytes, n_pos, c, out);
-  for (; c < head_dim; ++c) {
-    float acc = 0;
-    for (size_t t = 0; t < n_pos; ++t) acc = fmaf(p[t], W::one(first + t * stride_bytes, c), acc);
-    out[c] = acc;
-  }
+  if (h < n_heads)
+    mix_heads<W, 1>(p + h * p_stride, p_stride, first, stride_bytes, n_pos, head_dim, out + h * head_dim);
 }
 
 void softmax_lanes(float* x, size_t n) {

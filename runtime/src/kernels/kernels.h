@@ -68,15 +68,19 @@ struct Kernels {
   // Rule 12 for one head of head_dim floats; cos_sin holds head_dim/2 cosines, then as many sines.
   void (*rope_neox)(float* x, size_t head_dim, const float* cos_sin);
   void (*f32_to_f16)(const float* x, size_t n, uint16_t* y);  // round to nearest even
-  // Rule 11. Positions are stride elements apart. scores[t] = dot(q, k_t) * scale.
-  void (*attn_scores_f16)(const float* q, const uint16_t* k, size_t stride, size_t n_pos, size_t head_dim, float scale,
-                          float* scores);
-  void (*attn_scores_f32)(const float* q, const float* k, size_t stride, size_t n_pos, size_t head_dim, float scale,
-                          float* scores);
+  // Rule 11, for q heads that share keys and values. Positions are stride elements apart; q and out are
+  // [n_heads][head_dim]. scores[h * scores_stride + t] = dot(q_h, k_t) * scale.
+  void (*attn_scores_f16)(const float* q, size_t n_heads, const uint16_t* k, size_t stride, size_t n_pos,
+                          size_t head_dim, float scale, float* scores, size_t scores_stride);
+  void (*attn_scores_f32)(const float* q, size_t n_heads, const float* k, size_t stride, size_t n_pos, size_t head_dim,
+                          float scale, float* scores, size_t scores_stride);
   void (*softmax)(float* x, size_t n);
-  // out[c] = fma(p[t], v[t][c], out[c]) from 0.
-  void (*attn_mix_f16)(const float* p, const uint16_t* v, size_t stride, size_t n_pos, size_t head_dim, float* out);
-  void (*attn_mix_f32)(const float* p, const float* v, size_t stride, size_t n_pos, size_t head_dim, float* out);
+  // out[h][c] = fma(p[h * p_stride + t], v[t][c], out[h][c]), going on from what `out` holds: positions may come in
+  // pieces.
+  void (*attn_mix_f16)(const float* p, size_t p_stride, size_t n_heads, const uint16_t* v, size_t stride, size_t n_pos,
+                       size_t head_dim, float* out);
+  void (*attn_mix_f32)(const float* p, size_t p_stride, size_t n_heads, const float* v, size_t stride, size_t n_pos,
+                       size_t head_dim, float* out);
 };
 
 // dispatch.cpp

@@ -349,25 +349,23 @@ void f32_to_f16_scalar(const float* x, size_t n, uint16_t* y) {
 // ---- rule 11
 
 template <class Element, float (*kLoad)(const uint8_t*, size_t)>
-void attn_scores_scalar(const float* q, const Element* k, size_t stride, size_t n_pos, size_t head_dim, float scale,
-                        float* scores) {
-  for (size_t t = 0; t < n_pos; ++t) {
-    scores[t] = dot_floats<kLoad>(reinterpret_cast<const uint8_t*>(k + t * stride), q, head_dim) * scale;
+void attn_scores_scalar(const float* q, size_t n_heads, const Element* k, size_t stride, size_t n_pos, size_t head_dim,
+                        float scale, float* scores, size_t scores_stride) {
+  for (size_t h = 0; h < n_heads; ++h, q += head_dim, scores += scores_stride) {
+    for (size_t t = 0; t < n_pos; ++t) {
+      scores[t] = dot_floats<kLoad>(reinterpret_cast<const uint8_t*>(k + t * stride), q, head_dim) * scale;
+    }
   }
 }
 
 template <class Element, float (*kLoad)(const uint8_t*, size_t)>
-void attn_mix_scalar(const float* p, const Element* v, size_t stride, size_t n_pos, size_t head_dim, float* out) {
-  for (size_t c = 0; c < head_dim; ++c) out[c] = 0;
-  for (size_t t = 0; t < n_pos; ++t) {
-    const uint8_t* row = reinterpret_cast<const uint8_t*>(v + t * stride);
-    size_t c = 0;
-    for (; c + 16 <= head_dim; c += 16) {
-      float values[16];
-      for (size_t i = 0; i < 16; ++i) values[i] = kLoad(row, c + i);
-      scaled_add_lanes(p[t], values, out + c);
+void attn_mix_scalar(const float* p, size_t p_stride, size_t n_heads, const Element* v, size_t stride, size_t n_pos,
+                     size_t head_dim, float* out) {
+  for (size_t h = 0; h < n_heads; ++h, p += p_stride, out += head_dim) {
+    for (size_t t = 0; t < n_pos; ++t) {
+      const uint8_t* row = reinterpret_cast<const uint8_t*>(v + t * stride);
+      for (size_t c = 0; c < head_dim; ++c) out[c] = fmaf(p[t], kLoad(row, c), out[c]);
     }
-    for (; c < head_dim; ++c) out[c] = fmaf(p[t], kLoad(row, c), out[c]);
   }
 }
 

@@ -102,29 +102,51 @@ void position_and_store(Worker& worker, uint32_t l) {
   }
 }
 
-void attend(Worker& worker, uint32_t l) {
+namespace {
+
+// Positions whose keys, or values, of one head stay in the first-level cache while the q heads of the group pass over
+// them: 16 KB at 128 f16 elements.
+constexpr uint32_t kPositions = 64;
+
+// Rule 11 for `n_heads` q heads of one token, from `head` on, that share a key/value head.
+void attend_heads(Worker& worker, uint32_t l, uint32_t t, uint32_t head, uint32_t n_heads) {
   Step& step = worker.step;
   const Config& c = step.config;
-  const uint32_t window = c.layers[l].window;
-  const uint32_t group = c.n_head / c.n_head_kv;  // q heads that share a key/value head
+  const uint32_t window = c.layers[l].window, end = step.position + t + 1;
+  const uint32_t first = window != 0 && end > window ? end - window : 0, n = end - first;
+  const uint32_t head_kv = head / (c.n_head / c.n_head_kv);
   const float scale = 1.0f / std::sqrt(static_cast<float>(c.head_dim));
-  const bool quantise = reads_quantised(step.weights.layers[l].attn_output);
-  float* scores = worker.scratch.scores.data();
+  const float* q = step.ws.q.data() + (size_t{t} * c.n_head + head) * c.head_dim;
+  float* scores = worker.scratch.scores.data();  // [n_heads][n]
+  float* out = step.ws.attended.f(t) + size_t{head} * c.head_dim;
 
-  const Range mine = worker.part(size_t{step.n_tokens} * c.n_head, 1);
-  for (size_t u = mine.begin; u < mine.end; ++u) {
-    const uint32_t t = static_cast<uint32_t>(u / c.n_head), head = static_cast<uint32_t>(u % c.n_head);
-    const uint32_t end = step.position + t + 1;
-    const uint32_t first = window != 0 && end > window ? end - window : 0;
-    const uint32_t n = end - first;
-    const float* q = step.ws.q.data() + u * c.head_dim;
-    step.kv.scores(step.kernels, l, head / group, first, n, q, scale, scores);
-    step.kernels.softmax(scores, n);
-    step.kv.mix(step.kernels, l, head / group, first, n, scores, step.ws.attended.f(t) + size_t{head} * c.head_dim);
-    worker.expect_finite(step.ws.attended.f(t) + size_t{head} * c.head_dim, c.head_dim);
-    if (quantise) step.ws.attended.quantise(step.kernels, t, size_t{head} * c.head_dim, size_t{head + 1} * c.head_dim);
-    // The heads of a group follow each other and find its keys and values in the cache.
-    if (head % group == 0) worker.tally.kv_bytes_read += 2 * n * step.kv.vector_bytes();
+  for (uint32_t p = 0; p < n; p += kPositions) {
+    step.kv.scores(step.kernels, l, head_kv, first + p, std::min(kPositions, n - p), q, n_heads, scale, scores + p, n);
+  }
+  for (uint32_t h = 0; h < n_heads; ++h) step.kernels.softmax(scores + size_t{h} * n, n);
+  std::fill_n(out, size_t{n_heads} * c.head_dim, 0.0f);
+  for (uint32_t p = 0; p < n; p += kPositions) {
+    step.kv.mix(step.kernels, l, head_kv, first + p, std::min(kPositions, n - p), scores + p, n, n_heads, out);
+  }
+  worker.expect_finite(out, size_t{n_heads} * c.head_dim);
+  if (reads_quantised(step.weights.layers[l].attn_output)) {
+    step.ws.attended.quantise(step.kernels, t, size_t{head} * c.head_dim, size_t{head + n_heads} * c.head_dim);
+  }
+  // Counted once per group: the first head's thread reads them for all, as far as caches go.
+  if (head % (c.n_head / c.n_head_kv) == 0) worker.tally.kv_bytes_read += 2 * n * step.kv.vector_bytes();
+}
+
+}  // namespace
+
+void attend(Worker& worker, uint32_t l) {
+  const Config& c = worker.step.config;
+  const uint32_t group = c.n_head / c.n_head_kv;
+  const Range mine = worker.part(size_t{worker.step.n_tokens} * c.n_head, 1);
+  for (size_t u = mine.begin; u < mine.end;) {
+    const size_t next = std::min(mine.end, (u / group + 1) * group);
+    attend_heads(worker, l, static_cast<uint32_t>(u / c.n_head), static_cast<uint32_t>(u % c.n_head),
+                 static_cast<uint32_t>(next - u));
+    u = next;
   }
 }
 

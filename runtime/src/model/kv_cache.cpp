@@ -53,22 +53,24 @@ void KvCache::store_value(const Kernels& kernels, uint32_t layer, uint32_t head,
 }
 
 void KvCache::scores(const Kernels& kernels, uint32_t layer, uint32_t head, uint32_t first, uint32_t n, const float* q,
-                     float scale, float* scores) const {
+                     uint32_t n_heads, float scale, float* scores, size_t scores_stride) const {
   const uint8_t* k = pages_.data() + offset(layer, 0, head, first);
   if (type_ == SBR_TYPE_F16) {
-    kernels.attn_scores_f16(q, reinterpret_cast<const uint16_t*>(k), head_dim_, n, head_dim_, scale, scores);
+    kernels.attn_scores_f16(q, n_heads, reinterpret_cast<const uint16_t*>(k), head_dim_, n, head_dim_, scale, scores,
+                            scores_stride);
   } else {
-    kernels.attn_scores_f32(q, reinterpret_cast<const float*>(k), head_dim_, n, head_dim_, scale, scores);
+    kernels.attn_scores_f32(q, n_heads, reinterpret_cast<const float*>(k), head_dim_, n, head_dim_, scale, scores,
+                            scores_stride);
   }
 }
 
 void KvCache::mix(const Kernels& kernels, uint32_t layer, uint32_t head, uint32_t first, uint32_t n, const float* p,
-                  float* out) const {
+                  size_t p_stride, uint32_t n_heads, float* out) const {
   const uint8_t* v = pages_.data() + offset(layer, 1, head, first);
   if (type_ == SBR_TYPE_F16) {
-    kernels.attn_mix_f16(p, reinterpret_cast<const uint16_t*>(v), head_dim_, n, head_dim_, out);
+    kernels.attn_mix_f16(p, p_stride, n_heads, reinterpret_cast<const uint16_t*>(v), head_dim_, n, head_dim_, out);
   } else {
-    kernels.attn_mix_f32(p, reinterpret_cast<const float*>(v), head_dim_, n, head_dim_, out);
+    kernels.attn_mix_f32(p, p_stride, n_heads, reinterpret_cast<const float*>(v), head_dim_, n, head_dim_, out);
   }
 }
 

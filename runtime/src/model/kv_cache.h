@@ -24,11 +24,12 @@ class KvCache {
   void store_key(const Kernels& kernels, uint32_t layer, uint32_t head, uint32_t position, const float* key);
   void store_value(const Kernels& kernels, uint32_t layer, uint32_t head, uint32_t position, const float* value);
 
-  // Rule 11 over positions first .. first + n: scores[n] and, from probabilities p[n], out[head_dim].
+  // Rule 11 over positions first .. first + n for the n_heads q heads that share key/value head `head`: q and out are
+  // [n_heads][head_dim]; a head's scores, later its probabilities p, lie `stride` apart. mix adds to `out`.
   void scores(const Kernels& kernels, uint32_t layer, uint32_t head, uint32_t first, uint32_t n, const float* q,
-              float scale, float* scores) const;
+              uint32_t n_heads, float scale, float* scores, size_t scores_stride) const;
   void mix(const Kernels& kernels, uint32_t layer, uint32_t head, uint32_t first, uint32_t n, const float* p,
-           float* out) const;
+           size_t p_stride, uint32_t n_heads, float* out) const;
 
  private:
   size_t offset(uint32_t layer, uint32_t kind, uint32_t head, uint32_t position) const;

@@ -80,7 +80,7 @@ Workspace make_workspace(const Config& c, const Weights& weights, uint32_t n_bat
   }
   ws.scratch.resize(n_threads);
   for (Scratch& scratch : ws.scratch) {
-    scratch.scores = Buffer<float>(std::max<size_t>(n_ctx, c.head_dim));
+    scratch.scores = Buffer<float>(std::max<size_t>(size_t{n_ctx} * (c.n_head / c.n_head_kv), c.head_dim));
     scratch.mixed = Buffer<float>(D);
     scratch.x = Buffer<float>(D);
     scratch.normed = Activations(1, D);

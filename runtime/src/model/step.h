@@ -89,7 +89,7 @@ struct ExpertPlan {
 
 // Scratch of one thread.
 struct Scratch {
-  Buffer<float> scores;     // attention: [n_ctx]; also one head
+  Buffer<float> scores;     // attention: [heads of a group][n_ctx]; also one head
   Buffer<uint32_t> rows;    // compacted neuron numbers [F + 16]
   Buffer<float> products;   // their up products [F]
   Buffer<uint8_t> touched;  // [F] neurons that any token of a group used
