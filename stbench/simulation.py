@@ -351,7 +351,11 @@ def _numbers(made: str) -> dict[tuple[str, str, int], float]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Renews or checks the report; 1 when the check fails."""
-    parser = argparse.ArgumentParser(prog="python -m stbench.simulation", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m stbench.simulation",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--check", action="store_true", help="change nothing, fail when it would")
     parser.add_argument("--docs", type=Path, default=DOCS, help="the page that holds the report")
     args = parser.parse_args(argv)

@@ -108,7 +108,7 @@ def _executable(program: Program) -> str:
 
 def build_digest(program: Program, executable: str) -> str:
     """SHA-256 over a program's file and, of llama-bench, the shared libraries that lie beside it: its own
-    file is a stub. "" when a file cannot be read."""
+    file does nothing but call them. "" when a file cannot be read."""
     files = [os.path.realpath(executable)]
     if program.kind == "llama-bench":
         folder = os.path.dirname(files[0])

@@ -12,11 +12,9 @@ from hypothesis import strategies as st
 
 from stbench.agent import external, llama_bench
 from stbench.agent.external import NoNumber, fill, read
-from stbench.agent.llama_bench import ResultError, Test
+from stbench.agent.llama_bench import ResultError
+from stbench.agent.llama_bench import Test as BenchTest
 from stbench.agent.wire import Reading, Settings
-
-# pytest would collect it for its name.
-Test.__test__ = False  # type: ignore[attr-defined]
 
 GOOD = {"n_prompt": 8, "n_gen": 0, "n_depth": 0, "samples_ns": [1000], "n_threads": 2}
 
@@ -106,9 +104,9 @@ def test_any_output_gives_a_speed_or_no_number(text: str, path: str) -> None:
 
 
 def test_a_workload_is_a_prompt_behind_the_depth_and_a_generation_behind_both() -> None:
-    assert llama_bench.tests(39, 256, 100) == [Test(39, 0, 100), Test(0, 256, 139)]
-    assert llama_bench.tests(39, 0, 0) == [Test(39, 0, 0)]
-    assert llama_bench.tests(0, 128, 512) == [Test(0, 128, 512)]
+    assert llama_bench.tests(39, 256, 100) == [BenchTest(39, 0, 100), BenchTest(0, 256, 139)]
+    assert llama_bench.tests(39, 0, 0) == [BenchTest(39, 0, 0)]
+    assert llama_bench.tests(0, 128, 512) == [BenchTest(0, 128, 512)]
     assert [test.label for test in llama_bench.tests(39, 256, 0)] == ["pp39", "tg256@d39"]
 
 
@@ -125,7 +123,7 @@ OLD = """
 
 
 def test_flags_are_those_of_the_help() -> None:
-    test = Test(0, 16, 8)
+    test = BenchTest(0, 16, 8)
     new = llama_bench.flags(NEW)
     assert {"-v", "-d", "-C", "-lm", "--load-mode"} <= new
     assert "-mmp" not in new
@@ -134,12 +132,12 @@ def test_flags_are_those_of_the_help() -> None:
         "-m m.gguf -t 2 -p 0 -n 16 -r 1 -o jsonl -ctk f16 -ctv f16 -v -d 8 -lm none -C 0x24 --cpu-strict 1"
     )
     old = llama_bench.flags(OLD)
-    words = llama_bench.arguments(old, "m", 1, [], Settings(), Test(8, 0, 0))
+    words = llama_bench.arguments(old, "m", 1, [], Settings(), BenchTest(8, 0, 0))
     assert words[-2:] == ["-mmp", "1"]
     with pytest.raises(ResultError, match="no flag -d for tokens in the KV cache"):
         llama_bench.arguments(old, "m", 1, [], Settings(), test)
     with pytest.raises(ResultError, match="no flag -C for threads that are pinned"):
-        llama_bench.arguments(old, "m", 1, [0], Settings(), Test(8, 0, 0))
+        llama_bench.arguments(old, "m", 1, [0], Settings(), BenchTest(8, 0, 0))
 
 
 def test_results_are_read_among_garbage_and_unknown_keys_stay() -> None:
@@ -149,11 +147,11 @@ def test_results_are_read_among_garbage_and_unknown_keys_stay() -> None:
         f"{{broken\n[1]\n{line}\n{{}}\nnull",
         json.dumps([GOOD, {"x": 1}], indent=1),
     ):
-        found = llama_bench.result(output, Test(8, 0, 0))
+        found = llama_bench.result(output, BenchTest(8, 0, 0))
         assert found["samples_ns"] == [1000]
-    assert llama_bench.result(line, Test(8, 0, 0))["new_key"] == [1]
+    assert llama_bench.result(line, BenchTest(8, 0, 0))["new_key"] == [1]
     with_depth = json.dumps({**GOOD, "n_depth": 4})
-    assert llama_bench.result(f"{line}\n{with_depth}", Test(8, 0, 4))["n_depth"] == 4
+    assert llama_bench.result(f"{line}\n{with_depth}", BenchTest(8, 0, 4))["n_depth"] == 4
 
 
 @pytest.mark.parametrize(
@@ -176,7 +174,7 @@ def test_results_are_read_among_garbage_and_unknown_keys_stay() -> None:
 )
 def test_an_unusable_result_says_what_is_missing(output: str, said: str) -> None:
     with pytest.raises(ResultError, match=said):
-        llama_bench.result(output, Test(8, 0, 0))
+        llama_bench.result(output, BenchTest(8, 0, 0))
 
 
 JSON = st.recursive(
@@ -198,7 +196,7 @@ JSON = st.recursive(
 @settings(max_examples=400, deadline=None)
 def test_any_output_is_a_result_or_a_result_error(lines: list[str]) -> None:
     try:
-        found = llama_bench.result("\n".join(lines), Test(8, 0, 0))
+        found = llama_bench.result("\n".join(lines), BenchTest(8, 0, 0))
     except ResultError:
         return
     assert found["samples_ns"][0] >= 1

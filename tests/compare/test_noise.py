@@ -12,7 +12,7 @@ import pytest
 
 from stbench.compare import compare
 from stbench.inference import IMPROVED, INCONCLUSIVE
-from stbench.noise import floor_of, noise_of, read_floors, store
+from stbench.noise import Noise, floor_of, noise_of, read_floors, store
 from tests.compare.records import case, disturbed, noisy, side
 
 
@@ -69,8 +69,8 @@ def test_a_comparison_uses_the_floor_of_its_own_case() -> None:
     (quiet,), _ = noise_of(side(case(noisy(32, seed=2))))
     loud = dataclasses.replace(quiet, floor=0.05)
 
-    def verdict(*stored: object) -> tuple[str, float]:
-        floor = floor_of(stored, "decode_tps")  # type: ignore[arg-type]
+    def verdict(*stored: Noise) -> tuple[str, float]:
+        floor = floor_of(stored, "decode_tps")
         (found,) = compare(a, b, floor=floor).cases
         (strict,) = compare(a, b, floor=floor, threshold=0.02).cases
         return strict.verdict, found.threshold

@@ -168,12 +168,12 @@ def test_only_noted_files_are_deleted(tmp_path: Path) -> None:
     made = disk.MadeFiles(tmp_path)
     made.note("a", "/m.gguf")
     again = disk.MadeFiles(tmp_path)
-    assert not again.delete("b", "/m.gguf", Recorder())  # type: ignore[arg-type]
-    assert not again.delete("a", "/other.gguf", Recorder())  # type: ignore[arg-type]
+    assert not again.delete("b", "/m.gguf", Recorder())
+    assert not again.delete("a", "/other.gguf", Recorder())
     assert removed == []
-    assert again.delete("a", "/m.gguf", Recorder())  # type: ignore[arg-type]
+    assert again.delete("a", "/m.gguf", Recorder())
     assert removed == expected_beside("/m.gguf")
-    assert not disk.MadeFiles(tmp_path).delete("a", "/m.gguf", Recorder())  # type: ignore[arg-type]
+    assert not disk.MadeFiles(tmp_path).delete("a", "/m.gguf", Recorder())
 
 
 def expected_beside(path: str) -> Sequence[str]:

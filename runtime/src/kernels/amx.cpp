@@ -18,7 +18,7 @@ namespace sbr {
 namespace {
 
 constexpr size_t kGroup = 16;  // tokens of a tile, at most
-// With fewer tokens the vector kernels win, by the same estimate.
+// A guess until a CPU with AMX has run it: with fewer tokens most of a tile is empty.
 constexpr size_t kFewTokens = 4;
 
 // Which tile register is what: four sums (one per block of a step), two each of tokens and of weights by turns.
