@@ -228,9 +228,9 @@ sbr_status sbr_model_load(const char* path, const sbr_model_options* options, sb
     require(model, "model");
     sbr_model_options chosen = default_model_options();
     if (options != nullptr) chosen = read_struct(options, chosen, "options");
-    if (chosen.load_mode > SBR_LOAD_READ) {
-      throw Error(SBR_ERR_ARGUMENT,
-                  "options->load_mode is " + std::to_string(chosen.load_mode) + ", expected 0 (mmap) or 1 (read)");
+    if (chosen.load_mode > SBR_LOAD_REPACK) {
+      throw Error(SBR_ERR_ARGUMENT, "options->load_mode is " + std::to_string(chosen.load_mode) +
+                                        ", expected 0 (mmap), 1 (read) or 2 (repack)");
     }
     *model = new sbr_model{sbr::Model(path, chosen)};
   });

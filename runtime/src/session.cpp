@@ -45,6 +45,12 @@ Switches choose_switches(const Model& model, const sbr_session_options& options)
     throw Error(SBR_ERR_UNSUPPORTED,
                 "options.sparse_lm_head needs a predictor, and the file has no tensor lm_head_profiler.weight");
   }
+  if (options.sparse_ffn != 0 && !model.gathers_up())
+    throw Error(SBR_ERR_ARGUMENT,
+                "options.sparse_ffn: the model was repacked without SBR_GATHER_UP; load it with that");
+  if (options.sparse_lm_head != 0 && !model.gathers_output())
+    throw Error(SBR_ERR_ARGUMENT,
+                "options.sparse_lm_head: the model was repacked without SBR_GATHER_OUTPUT; load it with that");
   if (std::isnan(options.lm_head_threshold)) bad_option("lm_head_threshold", "is not a number");
   if (options.lm_head_skipped > SBR_SKIPPED_ZERO)
     bad_option("lm_head_skipped", "is " + std::to_string(options.lm_head_skipped) + ", expected 0 or 1");

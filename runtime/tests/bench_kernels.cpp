@@ -111,11 +111,22 @@ int main(int argc, char** argv) {
   const struct {
     uint32_t type;
     const char* name;
-  } types[] = {{SBR_TYPE_Q4_0, "q4_0"}, {SBR_TYPE_Q8_0, "q8_0"}, {SBR_TYPE_F16, "f16"},   {SBR_TYPE_F32, "f32"},
-               {SBR_TYPE_BF16, "bf16"}, {SBR_TYPE_Q4_1, "q4_1"}, {SBR_TYPE_Q4_K, "q4_k"}, {SBR_TYPE_Q6_K, "q6_k"}};
+  } types[] = {{SBR_TYPE_Q4_0, "q4_0"},
+               {SBR_TYPE_Q8_0, "q8_0"},
+               {SBR_TYPE_F16, "f16"},
+               {SBR_TYPE_F32, "f32"},
+               {SBR_TYPE_BF16, "bf16"},
+               {SBR_TYPE_Q4_1, "q4_1"},
+               {SBR_TYPE_Q4_K, "q4_k"},
+               {SBR_TYPE_Q6_K, "q6_k"},
+               {kInterleaved + SBR_TYPE_Q4_0, "q4_0_x16"},
+               {kInterleaved + SBR_TYPE_Q4_1, "q4_1_x16"},
+               {kInterleaved + SBR_TYPE_Q8_0, "q8_0_x16"},
+               {kInterleaved + SBR_TYPE_Q4_K, "q4_k_x16"}};
   for (const auto& type : types) {
-    const size_t row_bytes = kColumns / weight_block_elements(type.type) * weight_block_bytes(type.type);
-    const size_t n_rows = bench.weights.size() / row_bytes;
+    const uint32_t rows_type = type.type % kInterleaved;
+    const size_t row_bytes = kColumns / weight_block_elements(rows_type) * weight_block_bytes(rows_type);
+    const size_t n_rows = bench.weights.size() / row_bytes / kInterleavedRows * kInterleavedRows;
     // 3 of 10 rows in ascending order: the gather of a sparse FFN.
     std::vector<uint32_t> some;
     for (uint32_t r = 0; r < n_rows; ++r) {
@@ -125,19 +136,21 @@ int main(int argc, char** argv) {
     const double bytes = double(n_rows * row_bytes);
     const double macs = double(n_rows * kColumns);
     const double share = double(some.size()) / double(n_rows);
-    const size_t gemm_rows = std::min<size_t>(n_rows, 3000);
+    const size_t gemm_rows = std::min<size_t>(n_rows, 3008);
     const double gemm_share = double(gemm_rows) / double(n_rows);
     for (size_t i = 0; i < kernels_count(); ++i) {
       const Kernels& k = *kernels_at(i);
       if (!kernels_supported(&k)) continue;
       const WeightKernels& kernels = k.weights[type.type];
       const uint8_t* w = bench.weights.data();
-      const std::string input = weight_block_elements(type.type) == 1 ? "_f32_" : "_q8_0_";
+      const std::string input = weight_block_elements(rows_type) == 1 ? "_f32_" : "_q8_0_";
       const std::string tail = std::string(type.name) + input + k.name;
       bench.line("gemv_" + tail, bytes, macs,
                  [&] { kernels.gemv(w, row_bytes, n_rows, kColumns, x.data(), y.data()); });
-      bench.line("gather_gemv_" + tail, bytes * share, macs * share,
-                 [&] { kernels.gather_gemv(w, row_bytes, some.data(), some.size(), kColumns, x.data(), y.data()); });
+      if (kernels.gather_gemv) {
+        bench.line("gather_gemv_" + tail, bytes * share, macs * share,
+                   [&] { kernels.gather_gemv(w, row_bytes, some.data(), some.size(), kColumns, x.data(), y.data()); });
+      }
       if (kernels.axpy_rows) {
         bench.line("axpy_rows_" + std::string(type.name) + "_" + k.name, bytes * share, macs * share, [&] {
           kernels.axpy_rows(w, row_bytes, some.data(), coefficient.data(), some.size(), 0, kColumns, y.data());

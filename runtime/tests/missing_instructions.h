@@ -113,7 +113,18 @@ void dot_fours(const uint8_t* a, const uint8_t* b, size_t n, int32_t* sum) {
   }
 }
 
-inline void vpdpbusd(const mcontext_t& m, const Decoded& d) {
+// Two products of 16-bit numbers, added to each 32-bit sum.
+inline void dot_pairs(const uint8_t* a, const uint8_t* b, size_t n, int32_t* sum) {
+  for (size_t i = 0; i < n; ++i) {
+    int16_t x[2], y[2];
+    std::memcpy(x, a + 4 * i, sizeof x);
+    std::memcpy(y, b + 4 * i, sizeof y);
+    sum[i] = int32_t(uint32_t(sum[i]) + uint32_t(x[0] * y[0]) + uint32_t(x[1] * y[1]));
+  }
+}
+
+// vpdpbusd or vpdpwssd, which clang makes of vpmaddwd and an addition.
+inline void dot_vectors(const mcontext_t& m, const Decoded& d) {
   uint8_t a[32], b[32];
   int32_t sum[8];
   Ymm(m, d.vvvv).read(a);
@@ -123,7 +134,11 @@ inline void vpdpbusd(const mcontext_t& m, const Decoded& d) {
     Ymm(m, d.rm).read(b);
   }
   Ymm(m, d.reg).read(reinterpret_cast<uint8_t*>(sum));
-  dot_fours<uint8_t>(a, b, 8, sum);
+  if (d.opcode == 0x50) {
+    dot_fours<uint8_t>(a, b, 8, sum);
+  } else {
+    dot_pairs(a, b, 8, sum);
+  }
   Ymm(m, d.reg).write(reinterpret_cast<const uint8_t*>(sum));
 }
 
@@ -165,8 +180,8 @@ inline bool usable(unsigned tile) { return tiles.configured && tile < 8 && tiles
 inline bool execute(const mcontext_t& m, const Decoded& d) {
   enum { kNone, k66, kF3, kF2 };
   if (d.map != 2 || d.wide) return false;
-  if (d.opcode == 0x50 && d.prefix == k66 && d.is_256) {
-    vpdpbusd(m, d);
+  if ((d.opcode == 0x50 || d.opcode == 0x52) && d.prefix == k66 && d.is_256) {
+    dot_vectors(m, d);
     return true;
   }
   if (d.is_256) return false;

@@ -2,6 +2,7 @@
 //
 // Inputs end at the last byte before an inaccessible page, so that reading past the end of weights or activations
 // crashes; outputs lie between canaries. Weights start at every 2-byte offset that their type allows.
+#include "interleaved_checks.h"
 #include "kernel_inputs.h"
 #include "missing_instructions.h"
 
@@ -85,6 +86,7 @@ void check_matrix(const Kernels& k, const TypeCase& type, size_t n, size_t n_row
 enum class Extent { kAll, kSome };
 
 void check_matrices(const Kernels& k, Extent extent) {
+  check_interleaved(k, extent == Extent::kAll);
   const Fill some[] = {Fill::kRandom, Fill::kDenormal};
   for (const TypeCase& type : kTypes) {
     std::vector<size_t> lengths;
@@ -340,13 +342,15 @@ void check_dispatch() {
       CHECK(w.gemv && w.gather_gemv && w.gemm);
       const bool down = is_float(type.type) || type.type == SBR_TYPE_Q4_0 || type.type == SBR_TYPE_Q8_0;
       CHECK((w.axpy_rows != nullptr) == down);
+      const WeightKernels& tiles = k.weights[kInterleaved + type.type];
+      CHECK((tiles.gemv != nullptr) == can_interleave(type.type) && (tiles.gemm != nullptr) == (tiles.gemv != nullptr));
     }
   }
 }
 
 void check_all(const Kernels& k) {
   check_all_halves(k);
-  if (k.isa == SBR_ISA_SCALAR) return;
+  if (k.isa == SBR_ISA_SCALAR) return check_interleaved(k, true);
   check_matrices(k, Extent::kAll);
   for (size_t tokens : {17, 40, 133}) check_long_batch(k, tokens);
   for (size_t n : {1, 2, 15, 16, 17, 31, 32, 33, 64, 96, 128, 1536}) {

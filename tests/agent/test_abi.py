@@ -31,7 +31,7 @@ STRUCTS = {
     "sbr_kernel_bench_options": _abi.KernelBenchOptions,
 }
 CONSTANT = re.compile(
-    r"^(ABI_VERSION|OK|(ERR|ISA|TYPE|DOWN|LOAD|SKIPPED|SPARSE|SPLIT|LOGITS|KERNEL)_[A-Z0-9_]+)$"
+    r"^(ABI_VERSION|OK|(ERR|ISA|TYPE|DOWN|LOAD|GATHER|SKIPPED|SPARSE|SPLIT|LOGITS|KERNEL)_[A-Z0-9_]+)$"
 )
 
 

@@ -20,7 +20,7 @@ COLUMNS = 1536
 BYTES_PER_ROW = {"q4_0": 864, "q8_0": 1632, "q4_k": 864, "f16": 3072}
 KERNELS = [
     *((kernel, kind) for kind in ("q4_0", "q8_0") for kernel in ("gemv", "gather_gemv", "gemm", "axpy_rows")),
-    *((kernel, kind) for kind in ("q4_k", "f16") for kernel in ("gemv", "gemm")),
+    *((kernel, kind) for kind in ("q4_k", "f16", "q4_0_x16", "q8_0_x16") for kernel in ("gemv", "gemm")),
     ("quantise", "q4_0"),
 ]
 
@@ -47,9 +47,10 @@ def test_kernel(
     kernel: str,
     kind: str,
 ) -> None:
-    rows = (256 << 20 if full else 1 << 20) // BYTES_PER_ROW[kind]
+    rows = (256 << 20 if full else 1 << 20) // BYTES_PER_ROW[kind.replace("_x16", "")]
     if kernel == "gemm":
         rows = min(rows, 3000)  # bound by arithmetic: more rows only take longer
+    rows -= rows % 16  # whole tiles of interleaved rows
     with sbr.KernelBench(library, kernel, isa, kind, rows, COLUMNS, n_tokens=64) as bench:
         calls = 1000 if kernel == "quantise" else 1
         once = bench.run()
@@ -66,6 +67,10 @@ def test_unknown_names_are_refused(library: sbr.Library) -> None:
         sbr.KernelBench(library, "gemv", "scalar", "q4_0", 8, 33)
     with pytest.raises(sbr.NativeError, match="no kernel"):
         sbr.KernelBench(library, "axpy_rows", "scalar", "q4_k", 8, 256)
+    with pytest.raises(sbr.NativeError, match="no kernel"):
+        sbr.KernelBench(library, "gather_gemv", "scalar", "q4_0_x16", 16, 32)
+    with pytest.raises(sbr.NativeError, match="n_rows is 24, expected a multiple of 16"):
+        sbr.KernelBench(library, "gemv", "scalar", "q4_0_x16", 24, 32)
     with pytest.raises(sbr.NativeError, match="4 GiB"):
         sbr.KernelBench(library, "gemv", "scalar", "q4_0", 1 << 24, 1 << 16)
     with (
@@ -79,5 +84,8 @@ def test_bytes_and_operations_are_those_of_the_shape(library: sbr.Library) -> No
     with sbr.KernelBench(library, "gemm", "scalar", "q4_0", 100, 64, n_tokens=5) as bench:
         result = bench.run(3)
     assert (result.bytes, result.operations) == (3 * 100 * 36, 3 * 100 * 64 * 5)
+    with sbr.KernelBench(library, "gemv", "scalar", "q8_0_x16", 48, 64) as bench:
+        result = bench.run()
+    assert (result.bytes, result.operations) == (48 * 68, 48 * 64)
     with sbr.KernelBench(library, "gather_gemv", "scalar", "q8_0", 1000, 64, keep=300) as bench:
         assert bench.run().bytes == pytest.approx(0.3 * 1000 * 68, rel=0.05)

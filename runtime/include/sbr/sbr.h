@@ -95,10 +95,8 @@ enum {
   SBR_TYPE_BF16 = 30
 };
 
-/* Parses a GGUF file's header and returns it as a JSON object:
- * {"version", "alignment", "file_bytes", "data_offset",
- *  "metadata": [{"key", "type", "value"} or, for arrays, {"key", "type": "array", "item_type",
- *   "length", "value": [first max_array_items items]}, ...],
+/* Parses a GGUF file's header and returns it as a JSON object: {"version", "alignment", "file_bytes", "data_offset",
+ *  "metadata": [{"key", "type", "value"}, {"key", "type": "array", "item_type", "length", "value": [first ones]}, ...],
  *  "tensors": [{"name", "type", "shape": [ne0, ...], "offset", "bytes"}, ...]}.
  * Bytes that are not UTF-8 become U+FFFD. Loads no weights; needs no supported architecture.
  * *json is owned by the caller: sbr_string_free. */
@@ -116,14 +114,16 @@ enum {
   SBR_DOWN_REQUANTISED = 3 /* standard in the file, transposed and re-quantised (lossy) at load */
 };
 
-/* How weights reach memory. */
-enum { SBR_LOAD_MMAP = 0 /* mapped read-only, shared page cache */, SBR_LOAD_READ = 1 /* anonymous memory */ };
+/* How weights reach memory: mapped (shared page cache), read (anonymous memory), or repacked there for the kernels'
+ * speed: rows interleaved, except those that sessions will gather: for sparse_ffn, for sparse_lm_head. */
+enum { SBR_LOAD_MMAP = 0, SBR_LOAD_READ = 1, SBR_LOAD_REPACK = 2, SBR_GATHER_UP = 1, SBR_GATHER_OUTPUT = 2 };
 
 typedef struct sbr_model_options {
   uint32_t struct_size;
   uint32_t load_mode;       /* SBR_LOAD_* */
   uint32_t requantise_down; /* 1: turn SBR_DOWN_STANDARD into SBR_DOWN_REQUANTISED */
   uint32_t populate;        /* 1: touch every weight page before returning */
+  uint32_t gathers;         /* SBR_GATHER_*, with SBR_LOAD_REPACK */
 } sbr_model_options;
 
 typedef struct sbr_model_info {
@@ -426,11 +426,11 @@ typedef struct sbr_kernel_bench_options {
   uint32_t struct_size;
   uint32_t isa;         /* SBR_ISA_* */
   uint32_t kernel;      /* SBR_KERNEL_* */
-  uint32_t weight_type; /* SBR_TYPE_* */
-  uint32_t n_rows;
-  uint32_t n_cols;   /* a multiple of 32, and of the type's block */
-  uint32_t n_tokens; /* GEMM only */
-  uint32_t keep;     /* GATHER_GEMV and AXPY_ROWS: 1/1000 of the rows, scattered */
+  uint32_t weight_type; /* SBR_TYPE_*; of GEMV and GEMM also that + 32: interleaved */
+  uint32_t n_rows;      /* interleaved: a multiple of 16 */
+  uint32_t n_cols;      /* a multiple of 32, and of the type's block */
+  uint32_t n_tokens;    /* GEMM only */
+  uint32_t keep;        /* GATHER_GEMV and AXPY_ROWS: 1/1000 of the rows, scattered */
 } sbr_kernel_bench_options;
 
 /* Makes weights (at most 4 GiB) and inputs for one kernel of one instruction set. Errors: ARGUMENT, UNSUPPORTED

@@ -29,17 +29,26 @@ void check_range(const char* option, uint64_t value, uint64_t least, uint64_t mo
          std::to_string(most));
 }
 
+bool interleaved(uint32_t weight_type) { return weight_type >= kInterleaved && weight_type < kWeightTypeSlots; }
+
+// The type that says how many bytes a row takes.
+uint32_t file_type(uint32_t weight_type) { return interleaved(weight_type) ? weight_type - kInterleaved : weight_type; }
+
 void check(const sbr_kernel_bench_options& options) {
   check_range("kernel", options.kernel, SBR_KERNEL_GEMV, SBR_KERNEL_QUANTISE);
   check_range("n_rows", options.n_rows, 1, 1u << 24);
   check_range("n_cols", options.n_cols, 1, 1u << 20);
   check_range("n_tokens", options.n_tokens, 1, 4096);
   check_range("keep", options.keep, 1, 1000);
-  const size_t elements = weight_block_elements(options.weight_type);
+  const size_t elements = weight_block_elements(file_type(options.weight_type));
   if (elements == 0) refuse("weight_type is " + std::to_string(options.weight_type) + ", which has no kernels");
   const size_t step = std::max<size_t>(elements, kBlock);
   if (options.n_cols % step != 0) {
     refuse("n_cols is " + std::to_string(options.n_cols) + ", expected a multiple of " + std::to_string(step));
+  }
+  if (interleaved(options.weight_type) && options.n_rows % kInterleavedRows != 0) {
+    refuse("n_rows is " + std::to_string(options.n_rows) + ", expected a multiple of " +
+           std::to_string(int(kInterleavedRows)) + ", the rows of a tile, for an interleaved weight_type");
   }
 }
 
@@ -89,7 +98,8 @@ KernelBench::KernelBench(const sbr_kernel_bench_options& options) : options_(opt
   const size_t n_cols = options.n_cols;
   const size_t n_tokens = options.kernel == SBR_KERNEL_GEMM ? options.n_tokens : 1;
   options_.n_tokens = static_cast<uint32_t>(n_tokens);
-  row_bytes_ = n_cols / weight_block_elements(options.weight_type) * weight_block_bytes(options.weight_type);
+  const uint32_t type = file_type(options.weight_type);
+  row_bytes_ = n_cols / weight_block_elements(type) * weight_block_bytes(type);
   const uint64_t all = uint64_t{options.n_rows} * row_bytes_;
   if (all > kMostBytes) refuse("the weights would take " + std::to_string(all) + " bytes, more than 4 GiB");
   if (options.kernel != SBR_KERNEL_QUANTISE) {

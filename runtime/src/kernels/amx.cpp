@@ -9,6 +9,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "kernels/avx512_interleaved_types.h"
 #include "kernels/avx512_panel.h"
 #include "kernels/kernels.h"
 #include "kernels/tables.h"
@@ -161,6 +162,10 @@ SBR_AMX_GEMM(q4_0, Q4_0, SBR_TYPE_Q4_0)
 SBR_AMX_GEMM(q4_1, Q4_1, SBR_TYPE_Q4_1)
 SBR_AMX_GEMM(q8_0, Q8_0, SBR_TYPE_Q8_0)
 SBR_AMX_GEMM(q4_k, Q4_K, SBR_TYPE_Q4_K)
+SBR_AMX_GEMM(q4_0_x16, TileQ4_0, kInterleaved + SBR_TYPE_Q4_0)
+SBR_AMX_GEMM(q4_1_x16, TileQ4_1, kInterleaved + SBR_TYPE_Q4_1)
+SBR_AMX_GEMM(q8_0_x16, TileQ8_0, kInterleaved + SBR_TYPE_Q8_0)
+SBR_AMX_GEMM(q4_k_x16, TileQ4_K, kInterleaved + SBR_TYPE_Q4_K)
 
 constexpr Kernels make_table() {
   Kernels k = {};
@@ -170,6 +175,10 @@ constexpr Kernels make_table() {
   k.weights[SBR_TYPE_Q4_1].gemm = gemm_q4_1_q8_0_amx;
   k.weights[SBR_TYPE_Q8_0].gemm = gemm_q8_0_q8_0_amx;
   k.weights[SBR_TYPE_Q4_K].gemm = gemm_q4_k_q8_0_amx;
+  k.weights[kInterleaved + SBR_TYPE_Q4_0].gemm = gemm_q4_0_x16_q8_0_amx;
+  k.weights[kInterleaved + SBR_TYPE_Q4_1].gemm = gemm_q4_1_x16_q8_0_amx;
+  k.weights[kInterleaved + SBR_TYPE_Q8_0].gemm = gemm_q8_0_x16_q8_0_amx;
+  k.weights[kInterleaved + SBR_TYPE_Q4_K].gemm = gemm_q4_k_x16_q8_0_amx;
   return k;
 }
 

@@ -6,6 +6,7 @@
 #include <stdint.h>
 
 #include "kernels/avx2_dot.h"
+#include "kernels/avx2_interleaved.h"
 #include "kernels/avx2_matrix.h"
 #include "kernels/kernels.h"
 #include "kernels/matrix_table.h"
@@ -150,9 +151,11 @@ void axpy_rows_blocks(const uint8_t* w, size_t row_bytes, const uint32_t* rows, 
 // ---- the table
 
 SBR_QUANTISED_KERNELS(avx2)
+SBR_INTERLEAVED_KERNELS(avx2)
 
 constexpr Kernels make_table() {
   Kernels k = quantised_table(SBR_ISA_AVX2, "avx2", axpy_rows_blocks<BlockQ4_0>, axpy_rows_blocks<BlockQ8_0>);
+  set_interleaved_kernels(&k);
   set_float_kernels(&k, SBR_TYPE_F32, SBR_TYPE_F16, SBR_TYPE_BF16);
   return k;
 }

@@ -138,6 +138,18 @@ void unpack_step(const uint8_t* const* row, size_t step, size_t valid, UnpackedS
   }
 }
 
+// The same of half a tile of interleaved rows.
+template <class T>
+void load_step(const uint8_t* tile, size_t half, size_t step, size_t valid, UnpackedStep<T>* out) {
+  for (size_t b = 0; b < valid; ++b) {
+    const size_t number = step * kStepBlocks + b;
+    const uint8_t* block = tile + number / T::kBlocks * T::Layout::kBlockBytes;
+    if (b == 0) out->scales = T::scales(block, half, number % T::kBlocks);
+    T::quads(block, half, number % T::kBlocks, out->quad[b]);
+    for (__m256i& quad : out->quad[b]) quad = prepared<T>(quad);
+  }
+}
+
 int32_t sum_quants(const int8_t* q, size_t n) {
   int32_t sum = 0;
   for (size_t i = 0; i < n; ++i) sum += q[i];
@@ -171,9 +183,15 @@ void rows_times_panel(const uint8_t* w, size_t row_bytes, size_t n_rows, const A
       acc[t] = _mm256_loadu_ps(lanes);
     }
     for (size_t p = 0; p < blocks; p += kStepBlocks) {
+      const size_t step = (block_begin + p) / kStepBlocks;
       const size_t valid = blocks - p < kStepBlocks ? blocks - p : kStepBlocks;
       UnpackedStep<T> unpacked;
-      unpack_step<T>(row, (block_begin + p) / kStepBlocks, valid, &unpacked);
+      if constexpr (T::kInterleaved) {
+        const size_t half = r % kInterleavedRows / kTileRows;
+        load_step<T>(w + (r - half * kTileRows) * row_bytes, half, step, valid, &unpacked);
+      } else {
+        unpack_step<T>(row, step, valid, &unpacked);
+      }
       for (size_t b = 0; b < valid; ++b) {
         const size_t block = block_begin + p + b;
         const BlockScales<T> scales(unpacked.scales, b);
@@ -188,13 +206,14 @@ void rows_times_panel(const uint8_t* w, size_t row_bytes, size_t n_rows, const A
   }
 }
 
-template <class T>
-void rows_times_tokens(const uint8_t* w, size_t row_bytes, size_t n_rows, size_t n, const Activation* x,
-                       size_t n_tokens, float* y, size_t y_stride) {
+// times_one(activation, y) is the product with a token that is left over.
+template <class T, class TimesOne>
+void rows_times_batches(const uint8_t* w, size_t row_bytes, size_t n_rows, size_t n, const Activation* x,
+                        size_t n_tokens, const TimesOne& times_one, float* y, size_t y_stride) {
   for (size_t t = 0; t < n_tokens; t += kTokens) {
     const size_t tokens = n_tokens - t < kTokens ? n_tokens - t : kTokens;
     if (tokens == 1) {
-      rows_times_vector<T>(w, row_bytes, nullptr, n_rows, n, x[t], y + t * y_stride);
+      times_one(x[t], y + t * y_stride);
       continue;
     }
     for (size_t block = 0; block < n / kBlock; block += kPanelBlocks) {
@@ -203,6 +222,15 @@ void rows_times_tokens(const uint8_t* w, size_t row_bytes, size_t n_rows, size_t
                           y + t * y_stride, y_stride);
     }
   }
+}
+
+template <class T>
+void rows_times_tokens(const uint8_t* w, size_t row_bytes, size_t n_rows, size_t n, const Activation* x,
+                       size_t n_tokens, float* y, size_t y_stride) {
+  const auto times_one = [=](const Activation& one, float* out) {
+    rows_times_vector<T>(w, row_bytes, nullptr, n_rows, n, one, out);
+  };
+  rows_times_batches<T>(w, row_bytes, n_rows, n, x, n_tokens, times_one, y, y_stride);
 }
 
 }  // namespace

@@ -81,7 +81,7 @@ void unpack_nibbles(const uint8_t* p, size_t valid, __m256i* first, __m256i* sec
 
 struct Q4_0 {
   static constexpr int kOffset = 8;
-  static constexpr bool kSigned = false, kHasMin = false, kHalfBlockScales = false;
+  static constexpr bool kInterleaved = false, kSigned = false, kHasMin = false, kHalfBlockScales = false;
   static constexpr size_t kStepBytes = 2 * sizeof(BlockQ4_0);
   struct Scales {
     HalfScales scales;
@@ -97,7 +97,7 @@ struct Q4_0 {
 
 struct Q4_1 {
   static constexpr int kOffset = 0;
-  static constexpr bool kSigned = false, kHasMin = true, kHalfBlockScales = false;
+  static constexpr bool kInterleaved = false, kSigned = false, kHasMin = true, kHalfBlockScales = false;
   static constexpr size_t kStepBytes = 2 * sizeof(BlockQ4_1);
   struct Scales {
     HalfScales scales, mins;
@@ -118,7 +118,7 @@ struct Q4_1 {
 
 struct Q8_0 {
   static constexpr int kOffset = 0;
-  static constexpr bool kSigned = true, kHasMin = false, kHalfBlockScales = false;
+  static constexpr bool kInterleaved = false, kSigned = true, kHasMin = false, kHalfBlockScales = false;
   static constexpr size_t kStepBytes = 2 * sizeof(BlockQ8_0);
   struct Scales {
     HalfScales scales;
@@ -179,7 +179,7 @@ struct HeadScales {
 
 struct Q4_K {
   static constexpr int kOffset = 0;
-  static constexpr bool kSigned = false, kHasMin = true, kHalfBlockScales = false;
+  static constexpr bool kInterleaved = false, kSigned = false, kHasMin = true, kHalfBlockScales = false;
   static constexpr size_t kStepBytes = sizeof(BlockQ4_K) / 4;  // on average
   struct Scales : HeadScales {};
   static void unpack(const uint8_t* row, size_t step, size_t, size_t r, Scales* s, __m256i* first, __m256i* second) {
@@ -195,7 +195,7 @@ struct Q4_K {
 
 struct Q6_K {
   static constexpr int kOffset = 32;
-  static constexpr bool kSigned = false, kHasMin = false, kHalfBlockScales = true;
+  static constexpr bool kInterleaved = false, kSigned = false, kHasMin = false, kHalfBlockScales = true;
   static constexpr size_t kStepBytes = sizeof(BlockQ6_K) / 4;
   struct Scales {
     HalfScales scales;

@@ -5,6 +5,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "kernels/avx512vnni_interleaved.h"
 #include "kernels/avx512vnni_matrix.h"
 #include "kernels/kernels.h"
 #include "kernels/matrix_table.h"
@@ -141,10 +142,12 @@ size_t compact_greater_avx512vnni(const float* x, size_t n, float threshold, uin
 // ---- the table
 
 SBR_QUANTISED_KERNELS(avx512vnni)
+SBR_INTERLEAVED_KERNELS(avx512vnni)
 
 constexpr Kernels make_table() {
   Kernels k =
       quantised_table(SBR_ISA_AVX512VNNI, "avx512vnni", axpy_rows_blocks<BlockQ4_0>, axpy_rows_blocks<BlockQ8_0>);
+  set_interleaved_kernels(&k);
   set_float_kernels(&k, SBR_TYPE_F32, SBR_TYPE_F16, SBR_TYPE_BF16);
   k.compact_greater = compact_greater_avx512vnni;
   return k;

@@ -92,6 +92,7 @@ struct Q4_0 {
   static constexpr int kOffset = 8;
   static constexpr bool kHasMin = false;
   static constexpr bool kHalfBlockScales = false;
+  static constexpr bool kInterleaved = false;
   static constexpr size_t kStepBytes = 4 * sizeof(BlockQ4_0);
   static constexpr WordIndex kScaleWords = scale_words(0, 9, 18, 27);
   static constexpr WordIndex kNibbleWords = nibble_words(1, 9, 4);
@@ -114,6 +115,7 @@ struct Q4_1 {
   static constexpr int kOffset = 0;
   static constexpr bool kHasMin = true;
   static constexpr bool kHalfBlockScales = false;
+  static constexpr bool kInterleaved = false;
   static constexpr size_t kStepBytes = 4 * sizeof(BlockQ4_1);
   static constexpr WordIndex kScaleWords = scale_words(0, 10, 20, 30);
   static constexpr WordIndex kMinWords = scale_words(1, 11, 21, 31);
@@ -141,6 +143,7 @@ struct Q8_0 {
   static constexpr int kOffset = 128;
   static constexpr bool kHasMin = false;
   static constexpr bool kHalfBlockScales = false;
+  static constexpr bool kInterleaved = false;
   static constexpr size_t kStepBytes = 4 * sizeof(BlockQ8_0);
   static constexpr WordIndex kScaleWords = scale_words(0, 17, 0, 17);  // of two blocks, from the first one's start
 
@@ -220,6 +223,7 @@ struct Q4_K {
   static constexpr int kOffset = 0;
   static constexpr bool kHasMin = true;
   static constexpr bool kHalfBlockScales = false;
+  static constexpr bool kInterleaved = false;
   static constexpr size_t kStepBytes = sizeof(BlockQ4_K) / 2;  // on average: two steps share one block's head
 
   struct Scales : HeadScales {};
@@ -251,6 +255,7 @@ struct Q6_K {
   static constexpr int kOffset = 32;
   static constexpr bool kHasMin = false;
   static constexpr bool kHalfBlockScales = true;
+  static constexpr bool kInterleaved = false;
   static constexpr size_t kStepBytes = sizeof(BlockQ6_K) / 2;
 
   struct Scales : RowScales {};

@@ -24,16 +24,24 @@ __m256i dot_bytes(__m256i sum, __m256i u, __m256i s) { return _mm256_dpbusd_epi3
 
 #include "kernels/avxvnni_dot.h"
 // After the products that it is made of.
+#include "kernels/avx2_interleaved.h"
 #include "kernels/avx2_matrix.h"
 
 namespace sbr {
 namespace {
 
 SBR_QUANTISED_KERNELS(avxvnni)
+SBR_INTERLEAVED_KERNELS(avxvnni)
+
+constexpr Kernels make_table() {
+  Kernels k = quantised_table(SBR_ISA_AVXVNNI, "avxvnni", nullptr, nullptr);
+  set_interleaved_kernels(&k);
+  return k;
+}
 
 }  // namespace
 
-constexpr Kernels kAvxVnniKernels = quantised_table(SBR_ISA_AVXVNNI, "avxvnni", nullptr, nullptr);
+constexpr Kernels kAvxVnniKernels = make_table();
 
 }  // namespace sbr
 

@@ -44,8 +44,11 @@ struct WeightKernels {
 // Rule 3: an amax below this counts as 0, because 127 / amax would overflow for the smallest.
 constexpr float kQuantiseFloor = 0x1p-100f;
 
-// GGUF type numbers that WeightKernels are indexed by; must exceed the largest supported one (BF16 = 30).
-enum { kWeightTypeSlots = 32 };
+// WeightKernels are indexed by GGUF type numbers, of which the largest supported is BF16 = 30, and by those plus
+// kInterleaved: the same weights in tiles of kInterleavedRows rows (kernels/interleaved.h). Interleaved matrices have
+// no gathers and no axpy_rows; a gemv or gemm takes whole tiles, so that w is a tile's begin and n_rows a multiple of
+// kInterleavedRows. row_bytes is what a row would take in the file's layout: a tile takes kInterleavedRows times that.
+enum { kInterleaved = 32, kInterleavedRows = 16, kWeightTypeSlots = 2 * kInterleaved };
 
 struct Kernels {
   uint32_t isa;      // SBR_ISA_*

@@ -28,9 +28,54 @@ int32x4_t dot_halves(int8x16_t first, int8x16_t second, int8x16_t x_first, int8x
   return vpadalq_s16(vpaddlq_s16(sum), sum2);
 }
 
+// Lanes of a register of products are the elements of two rows' quads. Lanes must not overflow 16 bits: of narrow
+// weights a lane takes one product of each of a block's 8 quads, and two lanes meet before they are widened; of others
+// it takes two products.
+static_assert(2 * 8 * 15 * 127 < 1 << 15 && 2 * 128 * 127 < 1 << 15, "16-bit sums of products");
+
+template <int kLane>
+int8x16_t quad_of(int8x16_t x) {
+  return vreinterpretq_s8_s32(vdupq_laneq_s32(vreinterpretq_s32_s8(x), kLane));
+}
+
+template <bool kNarrow>
+class QuadSums {
+ public:
+  explicit QuadSums(int32_t start = 0) : start_(vdupq_n_s32(start)), first_(vdupq_n_s16(0)), second_(vdupq_n_s16(0)) {}
+  template <int kLane>
+  void add(int8x16_t w0, int8x16_t w1, int8x16_t x) {
+    const int8x16_t x0 = quad_of<kLane>(x), x1 = quad_of<kLane + 1>(x);
+    first_ = vmlal_s8(vmlal_s8(first_, vget_low_s8(w0), vget_low_s8(x0)), vget_low_s8(w1), vget_low_s8(x1));
+    second_ = vmlal_high_s8(vmlal_high_s8(second_, w0, x0), w1, x1);
+  }
+  int32x4_t fold() const { return vpadalq_s16(start_, vpaddq_s16(first_, second_)); }
+
+ private:
+  int32x4_t start_;
+  int16x8_t first_, second_;  // rows 0 and 1, 2 and 3
+};
+
+template <>
+class QuadSums<false> {
+ public:
+  QuadSums() : first_(vdupq_n_s32(0)), second_(vdupq_n_s32(0)) {}
+  template <int kLane>
+  void add(int8x16_t w0, int8x16_t w1, int8x16_t x) {
+    const int8x16_t x0 = quad_of<kLane>(x), x1 = quad_of<kLane + 1>(x);
+    const int16x8_t first = vmull_s8(vget_low_s8(w0), vget_low_s8(x0));
+    first_ = vpadalq_s16(first_, vmlal_s8(first, vget_low_s8(w1), vget_low_s8(x1)));
+    second_ = vpadalq_s16(second_, vmlal_high_s8(vmull_high_s8(w0, x0), w1, x1));
+  }
+  int32x4_t fold() const { return vpaddq_s32(first_, second_); }
+
+ private:
+  int32x4_t first_, second_;  // rows 0 and 1, 2 and 3
+};
+
 }  // namespace
 }  // namespace sbr
 
+#include "kernels/neon_interleaved.h"
 #include "kernels/neon_matrix.h"
 
 namespace sbr {
@@ -183,9 +228,11 @@ void axpy_rows_blocks(const uint8_t* w, size_t row_bytes, const uint32_t* rows, 
 // ---- the table
 
 SBR_QUANTISED_KERNELS(neon)
+SBR_INTERLEAVED_KERNELS(neon)
 
 constexpr Kernels make_table() {
   Kernels k = quantised_table(SBR_ISA_NEON, "neon", axpy_rows_blocks<BlockQ4_0>, axpy_rows_blocks<BlockQ8_0>);
+  set_interleaved_kernels(&k);
   set_float_kernels(&k, SBR_TYPE_F32, SBR_TYPE_F16, SBR_TYPE_BF16);
   return k;
 }

@@ -9,6 +9,7 @@
 
 #include "base/det_math.h"
 #include "kernels/kernels.h"
+#include "kernels/scalar_interleaved.h"
 #include "kernels/tables.h"
 #include "quant/blocks.h"
 #include "sbr/sbr.h"
@@ -118,92 +119,91 @@ struct DotBf16 {
   static float dot(const uint8_t* row, size_t n, const Activation& x) { return dot_floats<load_bf16>(row, x.f, n); }
 };
 
-struct DotQ4_0 {
-  static float dot(const uint8_t* row, size_t n, const Activation& x) {
-    float acc = 0;
-    for (size_t b = 0; b < n / kBlock; ++b) {
-      const BlockQ4_0& w = block_at<BlockQ4_0>(row, b);
+// Rule 4 for block `b` of a row (of kElements elements) and of x: continues the sum.
+struct AddQ4_0 {
+  typedef BlockQ4_0 Block;
+  static constexpr size_t kElements = kBlock;
+  static float add(const Block& w, size_t b, const Activation& x, float acc) {
+    int8_t q[32];
+    for (int j = 0; j < 16; ++j) {
+      q[j] = int8_t((w.nibbles[j] & 15) - 8);
+      q[j + 16] = int8_t((w.nibbles[j] >> 4) - 8);
+    }
+    return fmaf(float(dot_integers<32>(q, x.q + b * kBlock)), f16_to_f32(w.d) * x.d[b], acc);
+  }
+};
+
+struct AddQ4_1 {
+  typedef BlockQ4_1 Block;
+  static constexpr size_t kElements = kBlock;
+  static float add(const Block& w, size_t b, const Activation& x, float acc) {
+    int8_t q[32];
+    for (int j = 0; j < 16; ++j) {
+      q[j] = int8_t(w.nibbles[j] & 15);
+      q[j + 16] = int8_t(w.nibbles[j] >> 4);
+    }
+    acc = fmaf(float(dot_integers<32>(q, x.q + b * kBlock)), f16_to_f32(w.d) * x.d[b], acc);
+    return fmaf(f16_to_f32(w.m), x.sum[b], acc);
+  }
+};
+
+struct AddQ8_0 {
+  typedef BlockQ8_0 Block;
+  static constexpr size_t kElements = kBlock;
+  static float add(const Block& w, size_t b, const Activation& x, float acc) {
+    return fmaf(float(dot_integers<32>(w.q, x.q + b * kBlock)), f16_to_f32(w.d) * x.d[b], acc);
+  }
+};
+
+struct AddQ4_K {
+  typedef BlockQ4_K Block;
+  static constexpr size_t kElements = kSuperBlock;
+  static float add(const Block& w, size_t super, const Activation& x, float acc) {
+    const float d = f16_to_f32(w.d);
+    const float dmin = f16_to_f32(w.dmin);
+    for (size_t sub = 0; sub < 8; ++sub) {
+      const size_t b = super * 8 + sub;
+      uint8_t scale, min;
+      q4_k_scale_min(w.scales, sub, &scale, &min);
+      const uint8_t* nibbles = w.nibbles + 32 * (sub / 2);
+      const int shift = sub & 1 ? 4 : 0;
       int8_t q[32];
-      for (int j = 0; j < 16; ++j) {
-        q[j] = int8_t((w.nibbles[j] & 15) - 8);
-        q[j + 16] = int8_t((w.nibbles[j] >> 4) - 8);
-      }
-      acc = fmaf(float(dot_integers<32>(q, x.q + b * kBlock)), f16_to_f32(w.d) * x.d[b], acc);
+      for (int i = 0; i < 32; ++i) q[i] = int8_t((nibbles[i] >> shift) & 15);
+      acc = fmaf(float(dot_integers<32>(q, x.q + b * kBlock)), (d * float(scale)) * x.d[b], acc);
+      acc = fmaf(-(dmin * float(min)), x.sum[b], acc);
     }
     return acc;
   }
 };
 
-struct DotQ4_1 {
-  static float dot(const uint8_t* row, size_t n, const Activation& x) {
-    float acc = 0;
-    for (size_t b = 0; b < n / kBlock; ++b) {
-      const BlockQ4_1& w = block_at<BlockQ4_1>(row, b);
+struct AddQ6_K {
+  typedef BlockQ6_K Block;
+  static constexpr size_t kElements = kSuperBlock;
+  static float add(const Block& w, size_t super, const Activation& x, float acc) {
+    const float d = f16_to_f32(w.d);
+    for (int sub = 0; sub < 8; ++sub) {
+      const size_t b = super * 8 + size_t(sub);
+      const int half = sub / 4, k = sub % 4;
+      const uint8_t* low = w.low + 64 * half + 32 * (k & 1);
+      const uint8_t* high = w.high + 32 * half;
       int8_t q[32];
-      for (int j = 0; j < 16; ++j) {
-        q[j] = int8_t(w.nibbles[j] & 15);
-        q[j + 16] = int8_t(w.nibbles[j] >> 4);
+      for (int i = 0; i < 32; ++i) {
+        q[i] = int8_t((((low[i] >> 4 * (k / 2)) & 15) | ((high[i] >> 2 * k) & 3) << 4) - 32);
       }
-      acc = fmaf(float(dot_integers<32>(q, x.q + b * kBlock)), f16_to_f32(w.d) * x.d[b], acc);
-      acc = fmaf(f16_to_f32(w.m), x.sum[b], acc);
+      const int32_t sum = w.scales[2 * sub] * dot_integers<16>(q, x.q + b * kBlock) +
+                          w.scales[2 * sub + 1] * dot_integers<16>(q + 16, x.q + b * kBlock + 16);
+      acc = fmaf(float(sum), d * x.d[b], acc);
     }
     return acc;
   }
 };
 
-struct DotQ8_0 {
+template <class Add>
+struct DotBlocks {
   static float dot(const uint8_t* row, size_t n, const Activation& x) {
     float acc = 0;
-    for (size_t b = 0; b < n / kBlock; ++b) {
-      const BlockQ8_0& w = block_at<BlockQ8_0>(row, b);
-      acc = fmaf(float(dot_integers<32>(w.q, x.q + b * kBlock)), f16_to_f32(w.d) * x.d[b], acc);
-    }
-    return acc;
-  }
-};
-
-struct DotQ4_K {
-  static float dot(const uint8_t* row, size_t n, const Activation& x) {
-    float acc = 0;
-    for (size_t super = 0; super < n / kSuperBlock; ++super) {
-      const BlockQ4_K& w = block_at<BlockQ4_K>(row, super);
-      const float d = f16_to_f32(w.d);
-      const float dmin = f16_to_f32(w.dmin);
-      for (size_t sub = 0; sub < 8; ++sub) {
-        const size_t b = super * 8 + sub;
-        uint8_t scale, min;
-        q4_k_scale_min(w.scales, sub, &scale, &min);
-        const uint8_t* nibbles = w.nibbles + 32 * (sub / 2);
-        const int shift = sub & 1 ? 4 : 0;
-        int8_t q[32];
-        for (int i = 0; i < 32; ++i) q[i] = int8_t((nibbles[i] >> shift) & 15);
-        acc = fmaf(float(dot_integers<32>(q, x.q + b * kBlock)), (d * float(scale)) * x.d[b], acc);
-        acc = fmaf(-(dmin * float(min)), x.sum[b], acc);
-      }
-    }
-    return acc;
-  }
-};
-
-struct DotQ6_K {
-  static float dot(const uint8_t* row, size_t n, const Activation& x) {
-    float acc = 0;
-    for (size_t super = 0; super < n / kSuperBlock; ++super) {
-      const BlockQ6_K& w = block_at<BlockQ6_K>(row, super);
-      const float d = f16_to_f32(w.d);
-      for (int sub = 0; sub < 8; ++sub) {
-        const size_t b = super * 8 + size_t(sub);
-        const int half = sub / 4, k = sub % 4;
-        const uint8_t* low = w.low + 64 * half + 32 * (k & 1);
-        const uint8_t* high = w.high + 32 * half;
-        int8_t q[32];
-        for (int i = 0; i < 32; ++i) {
-          q[i] = int8_t((((low[i] >> 4 * (k / 2)) & 15) | ((high[i] >> 2 * k) & 3) << 4) - 32);
-        }
-        const int32_t sum = w.scales[2 * sub] * dot_integers<16>(q, x.q + b * kBlock) +
-                            w.scales[2 * sub + 1] * dot_integers<16>(q + 16, x.q + b * kBlock + 16);
-        acc = fmaf(float(sum), d * x.d[b], acc);
-      }
+    for (size_t b = 0; b < n / Add::kElements; ++b) {
+      acc = Add::add(block_at<typename Add::Block>(row, b), b, x, acc);
     }
     return acc;
   }
@@ -396,11 +396,15 @@ constexpr Kernels make_table() {
   k.weights[SBR_TYPE_F32] = weight_kernels<DotF32>(axpy_rows_scalar<AxpyFloats<load_f32>>);
   k.weights[SBR_TYPE_F16] = weight_kernels<DotF16>(axpy_rows_scalar<AxpyFloats<load_f16>>);
   k.weights[SBR_TYPE_BF16] = weight_kernels<DotBf16>(axpy_rows_scalar<AxpyFloats<load_bf16>>);
-  k.weights[SBR_TYPE_Q4_0] = weight_kernels<DotQ4_0>(axpy_rows_scalar<AxpyQ4_0>);
-  k.weights[SBR_TYPE_Q8_0] = weight_kernels<DotQ8_0>(axpy_rows_scalar<AxpyQ8_0>);
-  k.weights[SBR_TYPE_Q4_1] = weight_kernels<DotQ4_1>(nullptr);
-  k.weights[SBR_TYPE_Q4_K] = weight_kernels<DotQ4_K>(nullptr);
-  k.weights[SBR_TYPE_Q6_K] = weight_kernels<DotQ6_K>(nullptr);
+  k.weights[SBR_TYPE_Q4_0] = weight_kernels<DotBlocks<AddQ4_0>>(axpy_rows_scalar<AxpyQ4_0>);
+  k.weights[SBR_TYPE_Q8_0] = weight_kernels<DotBlocks<AddQ8_0>>(axpy_rows_scalar<AxpyQ8_0>);
+  k.weights[SBR_TYPE_Q4_1] = weight_kernels<DotBlocks<AddQ4_1>>(nullptr);
+  k.weights[SBR_TYPE_Q4_K] = weight_kernels<DotBlocks<AddQ4_K>>(nullptr);
+  k.weights[SBR_TYPE_Q6_K] = weight_kernels<DotBlocks<AddQ6_K>>(nullptr);
+  k.weights[kInterleaved + SBR_TYPE_Q4_0] = interleaved_scalar_kernels<AddQ4_0, 1>();
+  k.weights[kInterleaved + SBR_TYPE_Q8_0] = interleaved_scalar_kernels<AddQ8_0, 1>();
+  k.weights[kInterleaved + SBR_TYPE_Q4_1] = interleaved_scalar_kernels<AddQ4_1, 2>();
+  k.weights[kInterleaved + SBR_TYPE_Q4_K] = interleaved_scalar_kernels<AddQ4_K, 2>();
   k.quantise = quantise_scalar;
   k.rms_norm = rms_norm_scalar;
   k.silu_mul = silu_mul_scalar;

@@ -8,6 +8,7 @@
 #include "model/lm_head.h"
 #include "model/router.h"
 #include "model/sparse_ffn.h"
+#include "quant/interleave.h"
 #include "quant/reference.h"
 
 namespace sbr {
@@ -19,7 +20,14 @@ void embed(Worker& worker) {
   const Matrix& embedding = step.weights.token_embd;
   const Range mine = worker.tokens();
   for (size_t t = mine.begin; t < mine.end; ++t) {
-    dequantise_row(embedding.type, embedding.row(static_cast<uint32_t>(step.tokens[t])), embedding.cols, worker.x(t));
+    const auto token = static_cast<uint32_t>(step.tokens[t]);
+    if (embedding.type < kInterleaved) {
+      dequantise_row(embedding.type, embedding.row(token), embedding.cols, worker.x(t));
+    } else {
+      uint8_t* row = worker.scratch.embedding.data();
+      extract_row(embedding.type - kInterleaved, embedding.data, embedding.row_bytes, token, row);
+      dequantise_row(embedding.type - kInterleaved, row, embedding.cols, worker.x(t));
+    }
   }
   if (worker.first()) worker.tally.embedding_bytes += step.n_tokens * embedding.row_bytes;
 }

@@ -8,6 +8,7 @@
 #include "base/error.h"
 #include "gguf/gguf.h"
 #include "kernels/kernels.h"
+#include "model/repack.h"
 #include "quant/reference.h"
 
 namespace sbr {
@@ -51,6 +52,7 @@ Model::Model(const std::string& path, const sbr_model_options& options) {
 
   if (config_.relu_experts()) down_layout_ = weights_.transposed_down ? SBR_DOWN_TRANSPOSED : SBR_DOWN_STANDARD;
   if (options.requantise_down != 0 && down_layout_ == SBR_DOWN_STANDARD) requantise_down(path);
+  if (options.load_mode == SBR_LOAD_REPACK) repacked_ = repack(file_, config_, options.gathers, &weights_);
   if (options.populate != 0) touch_weights();
 
   load_ns_ = static_cast<uint64_t>(std::chrono::nanoseconds(std::chrono::steady_clock::now() - begin).count());
@@ -147,7 +149,7 @@ sbr_model_info Model::info() const {
   info.file_bytes = file_bytes_;
   info.weight_bytes = weights_.weight_bytes;
   info.load_ns = load_ns_;
-  info.anonymous_bytes = copy_.bytes();
+  info.anonymous_bytes = copy_.bytes() + repacked_.bytes();
   for (const Pages& pages : requantised_) info.anonymous_bytes += pages.bytes();
   copy_text(c.architecture, info.architecture, sizeof info.architecture);
   copy_text(c.name, info.name, sizeof info.name);

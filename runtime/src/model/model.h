@@ -8,6 +8,7 @@
 
 #include "base/buffer.h"
 #include "io/file.h"
+#include "kernels/kernels.h"
 #include "model/config.h"
 #include "model/weights.h"
 #include "sbr/sbr.h"
@@ -23,6 +24,9 @@ class Model {
   uint32_t down_layout() const { return down_layout_; }
   // Rows of down can be skipped (transposed, from the file or re-quantised).
   bool neuron_major_down() const { return down_layout_ == SBR_DOWN_TRANSPOSED || down_layout_ == SBR_DOWN_REQUANTISED; }
+  // Rows of these lie together, so that single ones can be read.
+  bool gathers_up() const { return config_.n_expert == 0 || weights_.layers[0].up.type < kInterleaved; }
+  bool gathers_output() const { return weights_.output.type < kInterleaved; }
   const std::string& warnings() const { return warnings_; }
   sbr_model_info info() const;
 
@@ -32,6 +36,7 @@ class Model {
 
   MappedFile file_;
   Pages copy_;                      // the file's bytes when it is read rather than mapped
+  Pages repacked_;                  // SBR_LOAD_REPACK: most matrices
   std::vector<Pages> requantised_;  // per layer: the transposed down matrices
   uint64_t file_bytes_ = 0;
   uint64_t load_ns_ = 0;

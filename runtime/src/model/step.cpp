@@ -82,6 +82,7 @@ Workspace make_workspace(const Config& c, const Weights& weights, uint32_t n_bat
   for (Scratch& scratch : ws.scratch) {
     scratch.scores = Buffer<float>(std::max<size_t>(size_t{n_ctx} * (c.n_head / c.n_head_kv), c.head_dim));
     scratch.mixed = Buffer<float>(D);
+    scratch.embedding = Buffer<uint8_t>(weights.token_embd.row_bytes);
     scratch.x = Buffer<float>(D);
     scratch.normed = Activations(1, D);
     if (c.n_expert != 0) {
@@ -102,7 +103,7 @@ uint64_t Workspace::bytes() const {
                    kept_rows.bytes() + kept_logits.bytes();
   for (const Scratch& s : scratch) {
     total += s.scores.bytes() + s.rows.bytes() + s.products.bytes() + s.touched.bytes() + s.mixed.bytes() +
-             s.x.bytes() + s.normed.bytes() + s.predictor.bytes();
+             s.embedding.bytes() + s.x.bytes() + s.normed.bytes() + s.predictor.bytes();
   }
   return total;
 }

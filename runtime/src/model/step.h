@@ -89,11 +89,12 @@ struct ExpertPlan {
 
 // Scratch of one thread.
 struct Scratch {
-  Buffer<float> scores;     // attention: [heads of a group][n_ctx]; also one head
-  Buffer<uint32_t> rows;    // compacted neuron numbers [F + 16]
-  Buffer<float> products;   // their up products [F]
-  Buffer<uint8_t> touched;  // [F] neurons that any token of a group used
-  Buffer<float> mixed;      // [D]
+  Buffer<float> scores;       // attention: [heads of a group][n_ctx]; also one head
+  Buffer<uint32_t> rows;      // compacted neuron numbers [F + 16]
+  Buffer<float> products;     // their up products [F]
+  Buffer<uint8_t> touched;    // [F] neurons that any token of a group used
+  Buffer<float> mixed;        // [D]
+  Buffer<uint8_t> embedding;  // a row of interleaved embeddings
   // A step of one token: every thread keeps the stream and its norm itself, which takes less than waiting for one
   // thread to do so (3 us against a barrier and 3 us).
   Buffer<float> x;        // [D]

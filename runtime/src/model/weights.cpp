@@ -25,12 +25,12 @@ std::string describe_type(uint32_t type) {
 }
 
 bool computable(uint32_t type) {
-  return type < kWeightTypeSlots && kernels_for(SBR_ISA_SCALAR)->weights[type].gemv != nullptr;
+  return type < kInterleaved && kernels_for(SBR_ISA_SCALAR)->weights[type].gemv != nullptr;
 }
 
 std::string computable_types() {
   std::string text;
-  for (uint32_t type = 0; type < kWeightTypeSlots; ++type) {
+  for (uint32_t type = 0; type < kInterleaved; ++type) {
     if (computable(type)) text += (text.empty() ? "" : ", ") + describe_type(type);
   }
   return text;

@@ -85,6 +85,10 @@ DOWN_REQUANTISED = 3
 
 LOAD_MMAP = 0
 LOAD_READ = 1
+LOAD_REPACK = 2
+
+GATHER_UP = 1
+GATHER_OUTPUT = 2
 
 
 class ModelOptions(Structure):
@@ -95,6 +99,7 @@ class ModelOptions(Structure):
         ("load_mode", c_uint32),
         ("requantise_down", c_uint32),
         ("populate", c_uint32),
+        ("gathers", c_uint32),
     ]
 
 

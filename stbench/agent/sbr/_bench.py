@@ -6,13 +6,14 @@ from typing import Any
 from . import _abi
 from ._files import ProbeResult
 from ._load import Library
-from ._names import KERNELS, TYPES, number, sized
+from ._names import KERNEL_TYPES, KERNELS, number, sized
 
 
 class KernelBench:
     """Weights and inputs for one kernel, ready to be called; a context manager.
 
-    ``kernel`` is one of KERNELS, ``isa`` and ``weight_type`` are names; ``keep`` is the share of rows that
+    ``kernel`` is one of KERNELS, ``isa`` and ``weight_type`` are names ("q4_0_x16": q4_0 in tiles of 16
+    interleaved rows, for "gemv" and "gemm" of a multiple of 16 rows); ``keep`` is the share of rows that
     "gather_gemv" and "axpy_rows" use, in 1/1000, and ``n_tokens`` the batch of "gemm". Raises NativeError
     (unknown names, an instruction set that is not available here, a type without that kernel, too large).
     """
@@ -33,7 +34,7 @@ class KernelBench:
             _abi.KernelBenchOptions,
             isa=library.isa_number(isa),
             kernel=number(KERNELS, kernel, "kernel"),
-            weight_type=number(TYPES, weight_type, "weight_type"),
+            weight_type=number(KERNEL_TYPES, weight_type, "weight_type"),
             n_rows=n_rows,
             n_cols=n_cols,
             n_tokens=n_tokens,

@@ -19,6 +19,9 @@ TYPES = {
     "q4_k": _abi.TYPE_Q4_K,
     "q6_k": _abi.TYPE_Q6_K,
 }
+# What kernels exist for: also tiles of 16 interleaved rows, which no file holds.
+KERNEL_TYPES = dict(TYPES)
+KERNEL_TYPES.update((name + "_x16", TYPES[name] + 32) for name in ("q4_0", "q4_1", "q8_0", "q4_k"))
 KERNELS = {
     "gemv": _abi.KERNEL_GEMV,
     "gather_gemv": _abi.KERNEL_GATHER_GEMV,
@@ -26,7 +29,7 @@ KERNELS = {
     "axpy_rows": _abi.KERNEL_AXPY_ROWS,
     "quantise": _abi.KERNEL_QUANTISE,
 }
-LOAD_MODES = {"mmap": _abi.LOAD_MMAP, "read": _abi.LOAD_READ}
+LOAD_MODES = {"mmap": _abi.LOAD_MMAP, "read": _abi.LOAD_READ, "repack": _abi.LOAD_REPACK}
 LOGITS_MODES = {"none": _abi.LOGITS_NONE, "last": _abi.LOGITS_LAST, "all": _abi.LOGITS_ALL}
 SPARSE_FFN = {"off": 0, "on": 1, "auto": _abi.SPARSE_FFN_AUTO}
 SPLITS = {"measured": _abi.SPLIT_MEASURED, "equal": _abi.SPLIT_EQUAL}

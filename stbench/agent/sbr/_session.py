@@ -29,7 +29,10 @@ def _floats(count: int) -> Any:
 
 
 class Model:
-    """A loaded model; several sessions may share it. Closing it closes its sessions."""
+    """A loaded model; several sessions may share it. Closing it closes its sessions.
+
+    ``load`` "repack" interleaves the rows of matrices except those that sessions will gather, so that
+    ``sparse_ffn`` and ``sparse_lm_head`` must be what sessions are going to ask for."""
 
     def __init__(
         self,
@@ -38,12 +41,15 @@ class Model:
         load: str = "mmap",
         requantise_down: bool = False,
         populate: bool = False,
+        sparse_ffn: bool = False,
+        sparse_lm_head: bool = False,
     ) -> None:
         options = sized(_abi.ModelOptions)
         library.sbr_model_options_init(ctypes.byref(options))
         options.load_mode = number(LOAD_MODES, load, "load")
         options.requantise_down = int(requantise_down)
         options.populate = int(populate)
+        options.gathers = sparse_ffn * _abi.GATHER_UP | sparse_lm_head * _abi.GATHER_OUTPUT
         self.library = library
         self._handle: Optional[ctypes.c_void_p] = None
         self._sessions: "weakref.WeakSet[Session]" = weakref.WeakSet()

@@ -1,0 +1,116 @@
+#include "model/repack.h"
+
+#include <algorithm>
+#include <atomic>
+#include <cstring>
+#include <vector>
+
+#include "base/thread_pool.h"
+#include "kernels/kernels.h"
+#include "quant/interleave.h"
+#include "sbr/sbr.h"
+
+namespace sbr {
+namespace {
+
+// Matrices start at cache lines, and at the same place in one as kernels were measured with.
+constexpr uint64_t kAlignment = 64;
+// Rows that one thread moves at a time, and then gives back: 4 MB are 0.2 ms.
+constexpr uint64_t kPieceBytes = 4 << 20;
+// More threads only wait for the memory, or for the disk.
+constexpr size_t kMostThreads = 8;
+
+struct Move {
+  Matrix* matrix;
+  bool interleave;
+};
+
+bool whole_tiles(const Matrix& matrix, uint64_t rows_of_each) {
+  return can_interleave(matrix.type) && rows_of_each % kInterleavedRows == 0;
+}
+
+// Which matrices move, and how.
+class Plan {
+ public:
+  Plan(const MappedFile& file, const Config& config, uint32_t gathers, Weights* weights) : file_(file) {
+    for (LayerWeights& layer : weights->layers) {
+      // One run of rows is dealt out to the threads, so that one matrix of odd rows would shift the next one's tiles.
+      Matrix* const qkv[3] = {&layer.attn_q, &layer.attn_k, &layer.attn_v};
+      const bool tiles =
+          std::all_of(qkv, qkv + 3, [](const Matrix* matrix) { return whole_tiles(*matrix, matrix->rows); });
+      for (Matrix* matrix : qkv) add(matrix, tiles);
+      add(&layer.attn_output, whole_tiles(layer.attn_output, layer.attn_output.rows));
+      add(&layer.router, false);
+      // Tiles must not reach from one expert into the next.
+      add(&layer.gate, whole_tiles(layer.gate, config.n_ff));
+      add(&layer.up, (gathers & SBR_GATHER_UP) == 0 && whole_tiles(layer.up, config.n_ff));
+      add(&layer.down, !weights->transposed_down && whole_tiles(layer.down, config.n_embd));
+    }
+    add(&weights->output, (gathers & SBR_GATHER_OUTPUT) == 0 && whole_tiles(weights->output, weights->output.rows));
+    for (Matrix* matrix : {&weights->predictor_fc1, &weights->predictor_fc2})
+      add(matrix, whole_tiles(*matrix, matrix->rows));
+  }
+
+  const std::vector<Move>& moves() const { return moves_; }
+  uint64_t bytes() const { return bytes_; }
+
+ private:
+  void add(Matrix* matrix, bool interleave) {
+    if (!*matrix || matrix->data < file_.data() || matrix->data >= file_.data() + file_.size()) return;
+    moves_.push_back({matrix, interleave});
+    bytes_ += (matrix->bytes() + kAlignment - 1) / kAlignment * kAlignment;
+  }
+
+  const MappedFile& file_;
+  std::vector<Move> moves_;
+  uint64_t bytes_ = 0;
+};
+
+// Rows of one matrix, a multiple of a tile where they are interleaved.
+struct Piece {
+  uint32_t type;
+  bool interleave;
+  uint64_t row_bytes, n_rows;
+  const uint8_t* from;
+  uint8_t* to;
+};
+
+void move(const MappedFile& file, const Piece& piece) {
+  const uint64_t bytes = piece.n_rows * piece.row_bytes;
+  if (piece.interleave) {
+    interleave_rows(piece.type, piece.from, piece.row_bytes, piece.n_rows, piece.to);
+  } else {
+    std::memcpy(piece.to, piece.from, bytes);
+  }
+  file.release(static_cast<uint64_t>(piece.from - file.data()), bytes);
+}
+
+}  // namespace
+
+Pages repack(const MappedFile& file, const Config& config, uint32_t gathers, Weights* weights) {
+  const Plan plan(file, config, gathers, weights);
+  Pages memory(plan.bytes(), true);
+  std::vector<Piece> pieces;
+  uint8_t* to = memory.data();
+  for (const Move& m : plan.moves()) {
+    Matrix& matrix = *m.matrix;
+    const uint64_t rows = std::max<uint64_t>(kPieceBytes / matrix.row_bytes / kInterleavedRows, 1) * kInterleavedRows;
+    for (uint64_t r = 0; r < matrix.rows; r += rows) {
+      pieces.push_back({matrix.type, m.interleave, matrix.row_bytes, std::min(rows, matrix.rows - r), matrix.row(r),
+                        to + r * matrix.row_bytes});
+    }
+    matrix.data = to;
+    if (m.interleave) matrix.type += kInterleaved;
+    to += (matrix.bytes() + kAlignment - 1) / kAlignment * kAlignment;
+  }
+  if (weights->tied_output) weights->token_embd = weights->output;
+
+  std::atomic<size_t> next{0};
+  ThreadPool pool(static_cast<uint32_t>(std::clamp<size_t>(allowed_cpus().size(), 1, kMostThreads)), {});
+  pool.run([&](uint32_t) {
+    for (size_t i; (i = next.fetch_add(1, std::memory_order_relaxed)) < pieces.size();) move(file, pieces[i]);
+  });
+  return memory;
+}
+
+}  // namespace sbr

@@ -1,0 +1,19 @@
+// SBR_LOAD_REPACK: the matrices that every token reads move from the mapped file to memory of their own in huge pages,
+// interleaved (kernels/interleaved.h) where whole matrices are multiplied, in the file's rows where rows are gathered.
+#pragma once
+
+#include <cstdint>
+
+#include "base/buffer.h"
+#include "io/file.h"
+#include "model/config.h"
+#include "model/weights.h"
+
+namespace sbr {
+
+// Points `weights` into the returned memory. `gathers`: SBR_GATHER_*. What was copied is given back from the mapping
+// piece by piece, so that the process never holds more than a few MB twice. Untied embeddings and norms, of which a
+// token reads a row or two, stay mapped; so do matrices that lie elsewhere (re-quantised ones).
+Pages repack(const MappedFile& file, const Config& config, uint32_t gathers, Weights* weights);
+
+}  // namespace sbr
