@@ -198,6 +198,7 @@ def _silent(job: JobSpec, status: str, detail: str, started_at: str, begin: floa
         purpose=job.purpose,
         program=job.program,
         attempt=job.attempt,
+        choice=job.choice,
     )
 
 

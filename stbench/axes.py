@@ -14,6 +14,9 @@ from stbench.engine_names import parse_engines
 
 MAX_VALUES = 1000
 
+# The thread count of a case that a search settles, where others have a number.
+AUTO_THREADS = -1
+
 
 def parse_range(text: str, minimum: int = 0) -> list[int]:
     """``1,2``, ``1-4``, ``2-8+2`` (2 4 6 8), ``1-8*2`` (1 2 4 8). Raises ValueError that completes
@@ -51,9 +54,13 @@ def _axis(value: Any, minimum: int) -> list[int]:
 
 
 def _threads(value: Any) -> list[int]:
-    """Thread counts; ``all``, as many as the device has CPUs, is 0."""
+    """Thread counts; ``all``, as many as the device has CPUs, is 0, and ``auto`` is AUTO_THREADS."""
     items = value.split(",") if isinstance(value, str) else value if isinstance(value, list) else [value]
     words = [item.strip() if isinstance(item, str) else item for item in items]
+    if words == ["auto"]:
+        return [AUTO_THREADS]
+    if "auto" in words:
+        raise ValueError("thread counts, all, or auto by itself")
     numbers = [n for word in words for n in ([0] if word == "all" else _axis(word, 1))]
     return list(dict.fromkeys(numbers))
 

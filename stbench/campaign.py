@@ -1,4 +1,5 @@
-"""Plan -> RunRecords: makes models, computes missing references, runs the jobs in order, stores each result.
+"""Plan -> RunRecords: makes models, computes missing references, runs the searches of -t auto and then the
+jobs in order, stores each result.
 
 At the end of each round, disturbed runs are repeated within the plan's bound (:mod:`stbench.reruns`). A
 failing case never ends the sweep. Every record is on the disk before the next job starts, so a kill at any
@@ -12,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
+from stbench import auto_threads
 from stbench.agent.wire import JobSpec, Reference, RunRecord
 from stbench.agentclient import Agent, JobInterrupted
 from stbench.disk import MadeFiles, remove_model
@@ -96,6 +98,8 @@ def run_campaign(
     done = _done(store, retry_failed)
     pending = [job for job in plan.jobs if job.id not in done]
     runner = _Runner(plan, devices, store, references, observer, pending)
+    if retry_failed:
+        runner.forget_failed_searches(done)
     outcome = runner.outcome
     try:
         for group in plan.groups():
@@ -121,6 +125,8 @@ def _run_group(
 ) -> bool:
     """The jobs of a group without a record, and its disturbed runs again; False when a limit ended it."""
     runner.prepare([job for job in group if job.id not in done])
+    if not runner.search([job for job in group if job.id not in done], max_time_s):
+        return False
     for round_jobs in _rounds(group):
         first = [replace(job, attempt=runner.reruns.attempt(job)) for job in round_jobs if job.id not in done]
         if not runner.run_all(first, max_time_s, max_failures):
@@ -161,22 +167,64 @@ class _Runner:
         self._made = MadeFiles(store.directory)
         self._ready: _Ready = {}
         self._found: dict[str, Reference | None] = {}
+        ids = {search.id for search in plan.searches}
+        found = [record for record in store.reading.latest() if record.id in ids]
+        self._searched = {record.id: record for record in found if auto_threads.is_final(record)}
 
     def prepare(self, jobs: Sequence[JobSpec]) -> None:
         """Models and references of jobs that have none yet."""
         jobs = [job for job in jobs if job.id not in self._found]
+        self._make_models(jobs)
+        self._found |= _find_references(jobs, self._ready, self._devices, self._references, self._observer)
+
+    def _make_models(self, jobs: Sequence[JobSpec]) -> None:
         for job in jobs if self._plan.one_model_at_a_time else ():
             model = self._devices[job.device].target.models[job.model.name]
             if model.to_make and (job.device, job.model.name) not in self._ready:
                 self._made.note(job.device, model.ref.path)
         self._ready |= _make_models(jobs, self._devices, self._observer, self._ready)
-        self._found |= _find_references(jobs, self._ready, self._devices, self._references, self._observer)
+
+    def forget_failed_searches(self, done: set[str]) -> None:
+        """Lets failed searches run again, as far as no job with a record rests on them: one cell has one
+        thread setting."""
+        used = {job.choice.search for job in self._plan.jobs if job.choice is not None and job.id in done}
+        self._searched = {
+            key: record for key, record in self._searched.items() if record.status == "ok" or key in used
+        }
+
+    def search(self, jobs: Sequence[JobSpec], max_time_s: float | None) -> bool:
+        """Runs the searches that these jobs wait for; False when the time limit ended the campaign."""
+        wanted = {job.choice.search for job in jobs if job.choice is not None}
+        for job in self._plan.searches:
+            if job.id not in wanted or job.id in self._searched:
+                continue
+            if self._is_over(max_time_s):
+                return False
+            self._make_models([job])
+            record = self._search(job)
+            if not auto_threads.is_final(record):
+                self._observer.note(f"{job.label}: disturbed, searching again")
+                record = self._search(replace(job, attempt=1))
+            self._searched[job.id] = record
+            self._observer.note(auto_threads.result_sentence(record))
+        return True
+
+    def _search(self, job: JobSpec) -> RunRecord:
+        self._observer.step(f"{job.label}: trying {len(job.candidates)} settings", 0, 0)
+        record = _one(job, self._devices[job.device].agent, self._ready, {})
+        self._store.append(record)
+        return record
+
+    def _is_over(self, max_time_s: float | None) -> bool:
+        if max_time_s is None or self._clock.elapsed() < max_time_s:
+            return False
+        self.outcome.stopped = f"--max-time {max_time_s:g}s is over"
+        return True
 
     def run_all(self, jobs: Sequence[JobSpec], max_time_s: float | None, max_failures: int | None) -> bool:
         """Runs jobs as long as the limits allow; False when a limit ended the campaign."""
         for job in jobs:
-            if max_time_s is not None and self._clock.elapsed() >= max_time_s:
-                self.outcome.stopped = f"--max-time {max_time_s:g}s is over"
+            if self._is_over(max_time_s):
                 return False
             if max_failures is not None and self.outcome.failures >= max_failures:
                 self.outcome.stopped = f"{self.outcome.failures} jobs failed (--max-failures)"
@@ -211,7 +259,8 @@ class _Runner:
         left_s = self._clock.left(self._pending)
         self._observer.job_started(job, outcome.skipped + outcome.ran + 1, total, left_s)
         begin = time.monotonic()
-        record = _one(job, self._devices[job.device].agent, self._ready, self._found)
+        settled = auto_threads.settled(job, self._searched)
+        record = _one(settled, self._devices[job.device].agent, self._ready, self._found)
         self._store.append(record)
         self.reruns.add(record)
         self._clock.add(job, time.monotonic() - begin)

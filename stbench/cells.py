@@ -141,6 +141,7 @@ def _details(replicates: pd.DataFrame) -> dict[str, Any]:
         "threads": sorted({int(n) for n in ran["threads"]}),
         "affinity": _texts(ran["affinity"]),
         "isa": _texts(ran["isa"]),
+        "load": _texts(ran["load"]),
         "sparse_ffn": _texts(ran["sparse_ffn_effective"]),
         "down_layout": _texts(ran["down_layout"]),
         "check": dict(sorted(Counter(ran["check"]).items())),

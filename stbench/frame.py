@@ -13,6 +13,7 @@ Nothing is averaged here. Speeds exist only for records that ended "ok" and whos
 ``weight_gb_per_s``       the same times decode_tps, in 1e9 bytes/s
 ``active_share``          neurons with a non-zero ReLU output / neurons examined, decode
 ``lm_head_share``         output rows computed / (tokens x vocabulary), decode
+``threads_why``           why -t auto chose them; "" where a person did
 ``threads``               effective if the run got that far, else requested; 0: unknown ("all" requested)
 ``read_gb_per_s``         streaming read bandwidth beside the run, mean of before and after, 1e9 bytes/s
 ``gather_gb_per_s``       the same of whole rows in random order
@@ -77,12 +78,14 @@ COLUMNS: dict[str, str] = {
     "threads": "int64",
     "cpus": "object",
     "affinity": "object",
+    "threads_why": "object",
     "isa_requested": "object",
     "isa": "object",
     "n_ctx": "int64",
     "n_batch": "int64",
     "kv_type": "object",
     "kv_touch": "bool",
+    "load_requested": "object",
     "load": "object",
     "populate": "bool",
     "purpose": "object",
@@ -243,13 +246,15 @@ def _row(record: RunRecord) -> dict[str, Any]:
         "threads": effective.threads if effective else settings.threads,
         "cpus": _cpu_list(settings.cpus),
         "affinity": affinity_label(effective.affinity) if effective else "",
+        "threads_why": record.choice.why if record.choice else "",
         "isa_requested": settings.isa,
         "isa": effective.isa if effective else "",
         "n_ctx": settings.n_ctx,
         "n_batch": settings.n_batch,
         "kv_type": settings.kv_type,
         "kv_touch": settings.kv_touch,
-        "load": settings.load,
+        "load_requested": settings.load,
+        "load": effective.load if effective else "",
         "populate": settings.populate,
         "weights_repacked": _REPACKED[effective.weights_repacked if effective else None],
         "purpose": record.purpose,

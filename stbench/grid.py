@@ -51,7 +51,7 @@ CONDITION = (
     "n_batch",
     "kv_type",
     "kv_touch",
-    "load",
+    "load_requested",
     "populate",
     "requantise_down",
     "lm_head_threshold",
@@ -364,7 +364,7 @@ def _other_cases(frame: pd.DataFrame, facts: notes.Facts, described: set[str]) -
         made = {"decode": decode, "prefill": prefill, "limit": cells.limit_cell(decode), "rss": memory}
         rows.append(Row(f"case:{i}", label, made))
         sentences += notes.failures(label, group) + notes.disturbances(label, group)
-    sentences += notes.limit_sentences(frame)
+    sentences += notes.auto_sentences(frame) + notes.limit_sentences(frame)
     title = "Cases outside the published tables"
     return Table("other", title, tuple(columns), tuple(rows), tuple(sentences), profiles=profiles)
 

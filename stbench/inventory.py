@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 import pydantic
 
 from stbench import yamlfile
+from stbench.axes import AUTO_THREADS
 from stbench.engine_entries import EngineEntry, engines_of, parse_entries
 from stbench.errors import InputError, InventoryError
 
@@ -19,12 +20,12 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 
 
 def _threads(value: Any) -> Any:
-    if value == "all":
+    if value in ("all", "auto"):
         return value
     items = value if isinstance(value, list) else [value]
     if items and all(type(n) is int and 1 <= n <= 1024 for n in items):
         return items
-    raise ValueError('a thread count, a list of them, or "all"')
+    raise ValueError("a thread count, a list of them, all or auto")
 
 
 def _cpus(value: Any) -> Any:
@@ -53,7 +54,7 @@ def _absolute(value: Any) -> Any:
     raise ValueError("an absolute path, or one that begins with ~/")
 
 
-Threads = Annotated[list[int] | Literal["all"], pydantic.BeforeValidator(_threads)]
+Threads = Annotated[list[int] | Literal["all", "auto"], pydantic.BeforeValidator(_threads)]
 Cpus = Annotated[list[int], pydantic.BeforeValidator(_cpus)]
 Host = Annotated[str, pydantic.BeforeValidator(_host)]
 AbsolutePath = Annotated[str, pydantic.BeforeValidator(_absolute)]
@@ -83,9 +84,9 @@ class DeviceEntry(pydantic.BaseModel):
 
 @dataclass(frozen=True)
 class Device:
-    """A device with everything settled. ``threads`` None: all CPUs; ``cpus`` empty: not pinned;
-    ``work_dir`` and ``python`` empty: the connector's default; ``timeout_s``: of one job; ``engines``: the
-    programs that devices.yaml describes for it."""
+    """A device with everything settled. ``threads`` None: all CPUs, AUTO_THREADS: searched for; ``cpus``
+    empty: not pinned; ``work_dir`` and ``python`` empty: the connector's default; ``timeout_s``: of one job;
+    ``engines``: the programs that devices.yaml describes for it."""
 
     name: str
     enabled: bool = True
@@ -188,6 +189,12 @@ def _chain_is_intact(name: str, entries: dict[str, DeviceEntry]) -> bool:
     return True
 
 
+def _settled_threads(value: list[int] | str) -> tuple[int, ...] | None:
+    if isinstance(value, str):
+        return (AUTO_THREADS,) if value == "auto" else None
+    return tuple(value)
+
+
 def _settle(
     document: yamlfile.Document,
     name: str,
@@ -221,7 +228,7 @@ def _settle(
         user=values.get("user", ""),
         work_dir=values.get("work_dir", ""),
         python=values.get("python", ""),
-        threads=None if values.get("threads", "all") == "all" else tuple(values["threads"]),
+        threads=_settled_threads(values.get("threads", "all")),
         cpus=tuple(values.get("cpus", ())),
         models=values.get("models", {}),
         tags=tuple(values.get("tags", ())),

@@ -46,8 +46,10 @@ def selection(
         "condition": dict(condition),
         "campaigns": sorted({str(c) for frame in rows for c in frame["campaign"]}),
         "isa": sorted({str(isa) for frame in rows for isa in frame["isa"]} - {""}),
+        "load": sorted({str(load) for frame in rows for load in frame["load"]} - {""}),
         "threads": threads,
         "affinity": sorted({str(a) for frame in rows for a in frame["affinity"]} - {""}),
+        "threads_auto": any((frame["threads_why"] != "").any() for frame in rows),
         "weights_repacked": sorted({str(a) for frame in rows for a in frame["weights_repacked"]} - {""}),
         "records": sum(len(frame) for frame in rows),
         "records_of_other_conditions": n_other_condition,
@@ -68,7 +70,20 @@ def sentences(
     for _, group in shown.groupby(["device", "engine", "model", "switches", "threads"], sort=True):
         label = clean(str(group["label"].iloc[0]), 120)
         lines += failures(label, group) + disturbances(label, group)
-    lines += limit_sentences(shown)
+    lines += auto_sentences(shown) + limit_sentences(shown)
+    return lines
+
+
+def auto_sentences(shown: pd.DataFrame) -> list[str]:
+    """What ``-t auto`` chose and why, a sentence per device, model and engine setting."""
+    lines = []
+    chosen = shown[shown["threads_why"] != ""]
+    for (device, engine, model, switches, why), _ in chosen.groupby(
+        ["device", "engine", "model", "switches", "threads_why"], sort=True
+    ):
+        how = engine if is_program(str(engine)) else switches
+        what = f"{clean(str(device), 40)}: {clean(str(model), 60)}/{clean(str(how), 40)}"
+        lines.append(f"{what}: -t auto chose {clean(str(why), 900)}.")
     return lines
 
 
@@ -157,7 +172,7 @@ def _selection_sentences(name: str, chosen: Mapping[str, Any]) -> list[str]:
         f"{name}: workload {condition['workload']} ({_tokens(chosen)}), "
         f"context {condition['n_ctx']} with {condition['kv_type']} KV cache{touched}, "
         f"batch {condition['n_batch']}, instruction set {isa}{forced}, "
-        f"weights by {clean(str(condition['load']), 20)}{_repacked(chosen)}; "
+        f"weights by {clean('/'.join(chosen['load']) or 'unknown', 40)}{_repacked(chosen)}; "
         f"build {str(condition['library'])[:12] or 'unknown'}; "
         f"campaign {clean(', '.join(chosen['campaigns']), 80) or '-'}."
     ]
@@ -190,6 +205,8 @@ def _thread_sentence(name: str, chosen: Mapping[str, Any]) -> str:
     where = "in every cell" if len(counts) == 1 else "by cell (see below)"
     rule = published.published_threads(chosen["device"])
     why = f"{rule} as published" if rule else "the fastest number measured, as published for most devices"
+    if chosen["threads_auto"]:
+        why = "chosen by -t auto, see below"
     affinity = clean("; ".join(chosen["affinity"]), 80)
     return f"{name}: threads {shown} {where} ({why}); affinity {affinity or 'unknown'}."
 

@@ -17,8 +17,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
-from stbench import disk
-from stbench.agent import wire
+from stbench import auto_threads, disk
+from stbench.agent import search, wire
 from stbench.agent.bracket import GATHER_SHARE
 from stbench.agent.wire import DeviceFacts, JobSpec, ModelRef, Settings, Workload
 from stbench.catalogue import STANDARD_SUFFIX, Sizes
@@ -26,7 +26,7 @@ from stbench.errors import SweepError
 from stbench.inventory import Device
 from stbench.programs import TargetProgram, left_out, settings_for
 from stbench.roofline import token_bytes
-from stbench.sweep import ENGINE, FAKE, Case, Sweep, Traits, expand
+from stbench.sweep import AUTO_THREADS, ENGINE, FAKE, Case, Sweep, Traits, expand
 
 T = TypeVar("T")
 
@@ -75,7 +75,8 @@ class Target:
 @dataclass(frozen=True)
 class Plan:
     """Jobs in the order in which they run on their device. ``to_make`` maps a device to its models that do
-    not exist yet; times are guesses in seconds. At most ``max_reruns`` disturbed runs are repeated."""
+    not exist yet; times are guesses in seconds. At most ``max_reruns`` disturbed runs are repeated.
+    ``searches`` are those of -t auto: each runs before the first job that names it, twice if disturbed."""
 
     campaign: str
     preset: str
@@ -87,6 +88,8 @@ class Plan:
     max_reruns: int = 0
     one_model_at_a_time: bool = False
     free_bytes: Mapping[str, int | None] = field(default_factory=dict)
+    searches: tuple[JobSpec, ...] = ()
+    search_s: Mapping[str, float] = field(default_factory=dict)
 
     def groups(self) -> list[list[JobSpec]]:
         """Jobs that end before others begin: all of them, or those of one model's file."""
@@ -112,9 +115,9 @@ class Plan:
         ]
 
     def expected_s(self) -> float:
-        """All jobs one after the other, and making the models."""
+        """All jobs one after the other, the searches before them, and making the models."""
         making = sum(m.file_bytes for models in self.to_make.values() for m in models) / GUESS_WRITE
-        return making + sum(self.guess_s.values())
+        return making + sum(self.search_s.values()) + sum(self.guess_s.values())
 
     def reruns_s(self) -> float:
         """The most that re-runs of disturbed runs add."""
@@ -131,6 +134,10 @@ class Plan:
             f"disturbed runs are run again: at most {self.max_reruns} (--max-reruns), each once; "
             f"about {most} more if all {runs} needed"
         )
+
+    def search_sentences(self) -> list[str]:
+        """What -t auto will try, for people."""
+        return [auto_threads.sentence(job, self.search_s[job.id]) for job in self.searches]
 
     def cases(self) -> dict[str, list[JobSpec]]:
         """Label -> its replicates, labels in the order of the sweep's axes."""
@@ -153,6 +160,14 @@ class Plan:
                 for label, jobs in self.cases().items()
             },
             "order": [job.id for job in self.jobs],
+            "searches": {
+                job.label: {
+                    "job": job.id,
+                    "candidates": [wire.to_json(candidate) for candidate in job.candidates],
+                    "guess_s": round(self.search_s[job.id], 1),
+                }
+                for job in self.searches
+            },
             "to_make": {
                 device: [{"model": m.ref.name, "bytes": m.file_bytes} for m in models]
                 for device, models in self.to_make.items()
@@ -170,16 +185,20 @@ class Plan:
 def build_plan(sweep: Sweep, targets: Sequence[Target], campaign: str) -> Plan:
     """Raises :class:`SweepError` when nothing is left to run."""
     jobs: list[JobSpec] = []
+    searches: list[JobSpec] = []
+    search_s: dict[str, float] = {}
     notes: list[str] = []
     to_make: dict[str, tuple[DeviceModel, ...]] = {}
     guesses: dict[str, float] = {}
     for target in targets:
-        device_jobs = _rounds(sweep, target, campaign, notes)
+        device_jobs, own_searches = _rounds(sweep, target, campaign, notes)
         used = {job.model.name for job in device_jobs}
         to_make[target.device.name] = tuple(
             m for name, m in target.models.items() if m.to_make and name in used
         )
         guesses |= {job.id: guess_seconds(job, target.models[job.model.name]) for job in device_jobs}
+        search_s |= {job.id: guess_search_s(job, target.models[job.model.name]) for job in own_searches}
+        searches += own_searches
         jobs += device_jobs
     if not jobs:
         raise SweepError(
@@ -200,6 +219,8 @@ def build_plan(sweep: Sweep, targets: Sequence[Target], campaign: str) -> Plan:
         _max_reruns(sweep, len(jobs)),
         sweep.one_model_at_a_time,
         {target.device.name: target.facts.storage_free_bytes for target in targets},
+        tuple(searches),
+        search_s,
     )
 
 
@@ -211,7 +232,10 @@ def _max_reruns(sweep: Sweep, n_jobs: int) -> int:
     return min(bound, math.ceil(RERUN_SHARE * n_jobs) if sweep.max_reruns is None else sweep.max_reruns)
 
 
-def _rounds(sweep: Sweep, target: Target, campaign: str, notes: list[str]) -> list[JobSpec]:
+def _rounds(
+    sweep: Sweep, target: Target, campaign: str, notes: list[str]
+) -> tuple[list[JobSpec], list[JobSpec]]:
+    """All jobs of a device in their order, and the searches that they need."""
     cases, dropped = expand(sweep, {name: model.traits for name, model in target.models.items()})
     reasons = {case: left_out(case, target.device, target.programs, cases) for case in cases}
     notes += dropped + [why for why in reasons.values() if why]
@@ -222,6 +246,10 @@ def _rounds(sweep: Sweep, target: Target, campaign: str, notes: list[str]) -> li
         for threads in _threads(sweep, target, notes)
         if _selected(job := _job(sweep, target, case, threads, campaign), sweep.filter)
     ]
+    auto = auto_threads.with_searches(templates, target, lambda job: job_id(job, target, sweep.seed))
+    notes += auto.notes
+    # A program runs on what was found for our engine, whose models therefore come first.
+    templates = sorted(auto.jobs, key=lambda job: bool(auto.searches) and job.program is not None)
     jobs: list[JobSpec] = []
     for group in disk.grouped(templates) if sweep.one_model_at_a_time else [templates]:
         for replicate in range(sweep.replicates):
@@ -229,7 +257,7 @@ def _rounds(sweep: Sweep, target: Target, campaign: str, notes: list[str]) -> li
             for template in _round(group, chance):
                 job = replace(template, replicate=replicate)
                 jobs.append(replace(job, id=job_id(job, target, sweep.seed)))
-    return jobs
+    return jobs, auto.searches
 
 
 def _round(templates: Sequence[JobSpec], chance: random.Random) -> list[JobSpec]:
@@ -252,13 +280,26 @@ def _shuffled(items: list[T], chance: random.Random) -> list[T]:
 
 
 def _threads(sweep: Sweep, target: Target, notes: list[str]) -> list[int]:
-    device = target.device
-    available = len(device.cpus or target.facts.allowed_cpus) or target.facts.n_cpus
+    device, available = target.device, _available(target)
     named = sweep.threads or device.threads or (available,)
+    if AUTO_THREADS in named:
+        return [AUTO_THREADS]
     wanted = dict.fromkeys(n or available for n in named)
     fitting = [n for n in wanted if n <= available]
     notes += [f"{device.name}: t{n} left out: {available} CPUs" for n in wanted if n > available]
     return fitting
+
+
+def _available(target: Target) -> int:
+    """How many CPUs there are to run on."""
+    return len(target.device.cpus or target.facts.allowed_cpus) or target.facts.n_cpus
+
+
+def _default_threads(target: Target) -> int:
+    """What -t auto takes where it cannot search: the first count of devices.yaml, else all CPUs."""
+    available = _available(target)
+    first = next(iter(target.device.threads or ()), available)
+    return min(first, available) if first > 0 else available
 
 
 def _selected(job: JobSpec, patterns: Sequence[str]) -> bool:
@@ -270,6 +311,7 @@ def _selected(job: JobSpec, patterns: Sequence[str]) -> bool:
 def _job(sweep: Sweep, target: Target, case: Case, threads: int, campaign: str) -> JobSpec:
     device = target.device
     label = case.label(threads)
+    is_auto = threads == AUTO_THREADS
     job = JobSpec(
         id="",
         label=f"{device.name}:{label}",
@@ -282,7 +324,7 @@ def _job(sweep: Sweep, target: Target, case: Case, threads: int, campaign: str) 
         model=target.models[case.model].ref,
         workload=Workload(case.n_prompt, case.n_gen, case.n_depth, sweep.seed),
         settings=Settings(
-            threads=threads,
+            threads=_default_threads(target) if is_auto else threads,
             cpus=list(device.cpus),
             isa=sweep.isa,
             n_ctx=sweep.n_ctx,
@@ -298,6 +340,7 @@ def _job(sweep: Sweep, target: Target, case: Case, threads: int, campaign: str) 
         warmup_tokens=sweep.warmup_tokens,
         timeout_s=device.timeout_s,
         bracket_ms=sweep.bracket_ms,
+        choice=auto_threads.PENDING if is_auto else None,
     )
     program = target.programs.get(case.engine)
     if program is None:
@@ -313,7 +356,8 @@ def _job(sweep: Sweep, target: Target, case: Case, threads: int, campaign: str) 
 
 def job_id(job: JobSpec, target: Target, seed: int) -> str:
     """What makes a job the same job: library, model, workload, settings, board, replicate, seed; of a
-    program its command, environment and build instead of the library. A synthetic model is named by its
+    program its command, environment and build instead of the library; of -t auto the search in place of
+    what it will find. A synthetic model is named by its
     specification, so that the id is known before the file exists. Other paths, labels and the campaign's name
     are not part of it. 16 hexadecimal digits."""
     program = target.programs.get(job.engine)
@@ -333,6 +377,10 @@ def job_id(job: JobSpec, target: Target, seed: int) -> str:
     }
     if job.program is not None:
         identity["program"] = wire.to_json(job.program)
+    if job.choice is not None:
+        identity["search"] = job.choice.search
+    if job.candidates:
+        identity["candidates"] = [wire.to_json(candidate) for candidate in job.candidates]
     text = json.dumps(identity, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -345,6 +393,16 @@ def guess_seconds(job: JobSpec, model: DeviceModel) -> float:
     tokens = work.n_gen + job.warmup_tokens + (work.n_prompt + work.n_depth) / GUESS_PREFILL_SPEEDUP
     load = model.file_bytes / rate if job.engine == ENGINE else 0.0
     return GUESS_START_S + _guess_brackets_s(job) + load + tokens * per_token / rate
+
+
+def guess_search_s(job: JobSpec, model: DeviceModel) -> float:
+    """How long a search may take; one that is hopelessly slow in some settings ends sooner."""
+    per_token = _bytes_per_token(job, model)
+    turn = search.WARMUP_TOKENS + search.DECODE_TOKENS
+    rates = [GUESS_READ * min(candidate.threads, GUESS_READ_THREADS) for candidate in job.candidates]
+    rounds = search.ROUNDS * turn * sum(per_token / rate for rate in rates)
+    load = model.file_bytes / max(rates) if job.engine == ENGINE else 0.0
+    return GUESS_START_S + load + rounds
 
 
 def _guess_brackets_s(job: JobSpec) -> float:

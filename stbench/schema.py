@@ -22,7 +22,7 @@ from stbench.reporting import write_atomically
 # Fields whose values are one of a list.
 _CHOICES: dict[tuple[type, str], Sequence[str]] = {
     (wire.RunRecord, "status"): wire.STATUSES,
-    (wire.RunRecord, "purpose"): ("measure", "reference"),
+    (wire.RunRecord, "purpose"): ("measure", "reference", "search"),
     (wire.Check, "verdict"): wire.CHECK_VERDICTS,
     (wire.Telemetry, "throttled"): wire.THROTTLE_VERDICTS,
 }

@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal
 import pydantic
 
 from stbench import yamlfile
+from stbench.axes import AUTO_THREADS as AUTO_THREADS
 from stbench.axes import Duration, Engines, From0, From1, Names, Pairs, Switch, Threads
 from stbench.axes import parse_range as parse_range
 from stbench.engine_names import ENGINE as ENGINE
@@ -62,17 +63,21 @@ PRESETS: dict[str, dict[str, Any]] = {
         "n_ctx": 4096,
         "replicates": 3,
     },
-    # Our engine beside llama.cpp, whose ratios end the sweep (stbench/data/bars.csv). Sparse switches change
+    # Our engine beside llama.cpp, whose ratios end the sweep (stbench/data/bars.csv). Dense rows run the very
+    # file that llama.cpp runs: rows of down that lie by neuron are for skipping. Sparse switches change
     # decoding only, and no bar is set for the lm_head alone.
     "versus-llama-cpp": {
-        "models": ["smallthinker-4b", "qwen3-0.6b", "qwen3-1.7b"],
+        "models": ["smallthinker-4b", "smallthinker-4b:standard", "qwen3-0.6b", "qwen3-1.7b"],
         "engines": ["sbr", "llama-bench"],
         "sparse_ffn": ["on", "off"],
         "sparse_lm_head": ["on", "off"],
         "threads": [1, "all"],
         "prompt": [512],
         "gen": [128],
-        "filter": ["*/dense/*", "*/llama-bench/*", "*/sparse/*/tg128", "*/sparse+lmhead/*/tg128"],
+        "filter": [
+            *("*:standard/dense/*", "*:qwen3*/dense/*", "*/llama-bench/*"),
+            *("*:smallthinker-4b/sparse/*/tg128", "*:smallthinker-4b/sparse+lmhead/*/tg128"),
+        ],
         "replicates": 9,
     },
 }
@@ -117,8 +122,13 @@ class Case:
         """The case as a person types it. A program stands where our own engine has its switches:
         ``smallthinker-4b/dense/t2/tg128``, ``smallthinker-4b/llama-bench/t2/tg128``."""
         how = self.engine if is_program(self.engine) else self.switches
-        text = f"{self.model}/{how}/t{threads}/{self.workload}"
+        text = f"{self.model}/{how}/{threads_label(threads)}/{self.workload}"
         return f"{text}/{self.engine}" if self.engine == FAKE else text
+
+
+def threads_label(threads: int) -> str:
+    """``t4``, or ``tauto``."""
+    return "tauto" if threads == AUTO_THREADS else f"t{threads}"
 
 
 def switches_label(sparse_ffn: bool, sparse_lm_head: bool) -> str:
@@ -166,7 +176,7 @@ class SweepEntry(pydantic.BaseModel):
     n_ctx: Annotated[int, pydantic.Field(ge=1, le=1 << 20)] | None = None
     n_batch: Annotated[int, pydantic.Field(ge=1, le=65536)] | None = None
     kv_type: Literal["f16", "f32"] | None = None
-    load: Literal["mmap", "read"] | None = None
+    load: Literal["auto", "mmap", "read", "repack"] | None = None
     lm_head_threshold: Annotated[float, pydantic.Field(ge=-1e9, le=1e9)] | None = None
     requantise_down: bool | None = None
     one_model_at_a_time: bool | None = None
@@ -175,7 +185,8 @@ class SweepEntry(pydantic.BaseModel):
 
 @dataclass(frozen=True)
 class Sweep:
-    """A sweep with everything settled. ``threads`` None: the device's, 0: all of its CPUs;
+    """A sweep with everything settled. ``threads`` None: the device's, 0: all of its CPUs, AUTO_THREADS:
+    searched for;
     ``max_reruns`` None: as the plan bounds them. Times in seconds."""
 
     models: tuple[str, ...]
@@ -195,7 +206,7 @@ class Sweep:
     n_ctx: int = 4096
     n_batch: int = 64
     kv_type: str = "f16"
-    load: str = "mmap"
+    load: str = "auto"
     lm_head_threshold: float = 0.0
     requantise_down: bool = False
     one_model_at_a_time: bool = False

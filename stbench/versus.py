@@ -21,7 +21,6 @@ from stbench.catalogue import STANDARD_SUFFIX
 from stbench.compare import METRICS, Comparison, Prepared, judge, pairing, prepare
 from stbench.errors import InputError
 from stbench.sides import Side
-from stbench.sweep import ENGINE
 from stbench.table import Cell, Column, Row, Table, clean, number
 from stbench.verdict_table import method_notes, n_text, ratio_text
 
@@ -31,8 +30,9 @@ MET, NOT_MET, UNDECIDED = "met", "not met", "inconclusive"
 FEWEST_PAIRS = 9
 
 # What names a row for both engines, and what must agree besides. The seed, context, batch and instruction set
-# belong to our engine alone, and the file of the other one is the twin with the same weights.
-_ROW = ("device", "model", "workload", "threads")
+# belong to our engine alone. A model and its standard-layout twin are one pair: the other engine runs the
+# twin, ours either.
+_ROW = ("device", "pair", "workload", "threads")
 _CONDITIONS = ("fingerprint", "kv_type", "cpus", "n_prompt", "n_gen", "n_depth")
 
 
@@ -93,7 +93,8 @@ def engine_ratios(
     ``metrics`` None: decode where tokens are generated, prefill where a prompt alone is evaluated. Raises
     :class:`InputError` where an engine is missing or rows are unlike.
     """
-    frame = side.frame.assign(model=[_model(row) for _, row in side.frame.iterrows()])
+    models = [_model(row) for _, row in side.frame.iterrows()]
+    frame = side.frame.assign(model=models, pair=[name.removesuffix(STANDARD_SUFFIX) for name in models])
     there = sorted(set(frame["engine"]))
     for engine in (ours, others):
         if engine not in there:
@@ -131,9 +132,8 @@ def engine_ratios(
 
 
 def _model(row: pd.Series[Any]) -> str:
-    """The catalogue's name where there is one; of other files their own, twins under their original's."""
-    name = str(row["catalogue_model"] or row["model"])
-    return name if row["engine"] == ENGINE else name.removesuffix(STANDARD_SUFFIX)
+    """The catalogue's name where there is one; of other files their own."""
+    return str(row["catalogue_model"] or row["model"])
 
 
 def _check_alike(name: str, mine: pd.DataFrame, theirs: pd.DataFrame) -> None:
@@ -154,7 +154,7 @@ def _row(ours: str, others: str, rows: pd.DataFrame, comparison: Comparison) -> 
     key = (
         ours,
         others,
-        str(first["model"]),
+        str(first["pair"]),
         str(first["switches"]),
         comparison.metric,
         str(first["workload"]),

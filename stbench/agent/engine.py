@@ -40,6 +40,12 @@ class Engine(Protocol):
         """Loads the model and allocates everything."""
         ...
 
+    def use_threads(self, threads: int, cpus: Sequence[int]) -> None:
+        """Evaluates with these from now on, on the loaded model and with the same settings otherwise. What
+        the threads of earlier calls have learnt of each other's speed is kept for when they are used again.
+        Forgets all tokens."""
+        ...
+
     def warnings(self) -> List[str]:
         """What loading had to assume."""
         ...

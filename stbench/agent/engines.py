@@ -4,11 +4,13 @@ Programs that time themselves (llama-bench, an external command) do not fit
 :class:`stbench.agent.engine.Engine` and are run by :mod:`stbench.agent.programs`.
 """
 
+import os
 from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
 
 from . import sbr
 from .engine import COUNTER_NAMES, Decode, Engine, Prefill
 from .fake import FakeEngine
+from .loading import choose_load
 from .sbr import _abi
 from .tree import Tree, cpu_list
 from .wire import Effective, ModelRef, ModelShape, PhaseCounters, Settings
@@ -22,7 +24,10 @@ class SbrEngine:
         self._names = {isa.number: isa.name for isa in self._library.isas()}
         self._model: Optional[sbr.Model] = None
         self._session: Optional[sbr.Session] = None
+        self._sessions: Dict[Tuple[int, ...], sbr.Session] = {}
         self._settings = Settings()
+        self._allowed = os.sched_getaffinity(0)
+        self._load = self._load_note = ""
 
     def build_info(self) -> Dict[str, Any]:
         """See :class:`stbench.agent.engine.Engine`."""
@@ -34,27 +39,18 @@ class SbrEngine:
 
     def open(self, model: ModelRef, settings: Settings) -> ModelShape:
         """See :class:`stbench.agent.engine.Engine`."""
-        self._settings = settings
+        self._load, self._load_note = choose_load(settings.load, model.path)
         self._model = sbr.Model(
             self._library,
             model.path,
-            load=settings.load,
+            load=self._load,
             requantise_down=settings.requantise_down,
             populate=settings.populate,
-        )
-        self._session = sbr.Session(
-            self._model,
-            n_threads=settings.threads,
-            cpus=settings.cpus,
-            isa=settings.isa,
-            n_ctx=settings.n_ctx,
-            n_batch=settings.n_batch,
-            kv_type=settings.kv_type,
-            kv_touch=settings.kv_touch,
             sparse_ffn=settings.sparse_ffn,
             sparse_lm_head=settings.sparse_lm_head,
-            lm_head_threshold=settings.lm_head_threshold,
         )
+        self._settings = settings
+        self._session = self._new_session(self._model, settings.threads, settings.cpus)
         info = self._model.info
         return ModelShape(
             architecture=info.architecture.decode("utf-8", "replace"),
@@ -75,6 +71,33 @@ class SbrEngine:
             weight_bytes=info.weight_bytes,
         )
 
+    def _new_session(self, model: sbr.Model, threads: int, cpus: Sequence[int]) -> sbr.Session:
+        settings = self._settings
+        return sbr.Session(
+            model,
+            n_threads=threads,
+            cpus=cpus,
+            isa=settings.isa,
+            n_ctx=settings.n_ctx,
+            n_batch=settings.n_batch,
+            kv_type=settings.kv_type,
+            kv_touch=settings.kv_touch,
+            sparse_ffn=settings.sparse_ffn,
+            sparse_lm_head=settings.sparse_lm_head,
+            lm_head_threshold=settings.lm_head_threshold,
+        )
+
+    def use_threads(self, threads: int, cpus: Sequence[int]) -> None:
+        """See :class:`stbench.agent.engine.Engine`."""
+        model, _ = self._opened()
+        # A session with CPUs leaves this thread on the first of them, and no other could then go beyond it.
+        os.sched_setaffinity(0, self._allowed)
+        key = (threads, *cpus)
+        if key not in self._sessions:
+            self._sessions[key] = self._new_session(model, threads, cpus)
+        self._session = self._sessions[key]
+        self._session.rewind(0)
+
     def _opened(self) -> Tuple[sbr.Model, sbr.Session]:
         if self._model is None or self._session is None:
             raise sbr.NativeError(_abi.ERR_STATE, "no model is open")
@@ -82,7 +105,7 @@ class SbrEngine:
 
     def warnings(self) -> List[str]:
         """See :class:`stbench.agent.engine.Engine`."""
-        return self._opened()[0].warnings()
+        return self._opened()[0].warnings() + ([self._load_note] if self._load_note else [])
 
     def effective(self) -> Effective:
         """See :class:`stbench.agent.engine.Engine`."""
@@ -101,7 +124,7 @@ class SbrEngine:
             sparse_ffn=sbr.SPARSITIES.get(info.sparse_ffn, str(info.sparse_ffn)),
             sparse_lm_head=bool(info.sparse_lm_head),
             down_layout=sbr.DOWN_LAYOUTS.get(model.info.down_layout, str(model.info.down_layout)),
-            load=self._settings.load,
+            load=self._load,
         )
 
     def prefill(self, tokens: Sequence[int], logits: bool) -> Prefill:
@@ -144,6 +167,7 @@ class SbrEngine:
         if self._model is not None:
             self._model.close()
             self._model = self._session = None
+            self._sessions = {}
 
 
 def _affinity(thread: int) -> List[int]:

@@ -16,9 +16,13 @@ It reads options from the model's name, ``fake:crash`` or ``fake:load=0.1,step=2
 ``wrong``          computes other logits than its own scalar reference
 ``noise``          computes logits within the tolerance, not equal to the last bit
 ``disturbed[=N]``  the first N attempts (1) report half the memory bandwidth after the run
+``scale=N``        steps are shorter with more threads, up to N, and a tenth longer with each beyond that
+``slow=CPU``       CPUs with smaller numbers than this take five times as long, and all threads wait for them
+``absent=CPU``     refuses to run on this CPU
 =================  ==========================================================================================
 """
 
+import dataclasses
 import os
 import signal
 import struct
@@ -110,6 +114,22 @@ class FakeEngine:
             weight_bytes=4000,
         )
 
+    def use_threads(self, threads: int, cpus: Sequence[int]) -> None:
+        """See :class:`stbench.agent.engine.Engine`."""
+        absent = self._number("absent", -1)
+        if absent in cpus:
+            raise NativeError(_abi.ERR_ARGUMENT, "the fake engine was asked to do without CPU %d" % absent)
+        self._settings = dataclasses.replace(self._settings, threads=threads, cpus=list(cpus))
+        self.rewind()
+
+    def _step_ns(self) -> float:
+        step_ns, threads = self._number("step", 1e6), self._settings.threads or 1
+        if "scale" in self._options:
+            used = min(threads, self._number("scale", 1))
+            step_ns *= (1 + 0.1 * (threads - used)) / used
+        slow = self._number("slow", 0)
+        return step_ns * (5 if any(cpu < slow for cpu in self._settings.cpus[:threads]) else 1)
+
     def warnings(self) -> List[str]:
         """See :class:`stbench.agent.engine.Engine`."""
         return ["this is the fake engine: its numbers are made up"]
@@ -157,7 +177,7 @@ class FakeEngine:
     def decode(self, tokens: Sequence[int], steps: Sequence[int], scores: bool) -> Decode:
         """See :class:`stbench.agent.engine.Engine`."""
         self._misbehave()
-        step_ns = self._number("step", 1e6)
+        step_ns = self._step_ns()
         times, rows, score_rows = [], [], []
         for i, token in enumerate(tokens):
             self._past.append(token)

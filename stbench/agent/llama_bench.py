@@ -86,10 +86,10 @@ def arguments(
         _need(known, "-d", "tokens in the KV cache before the test")
         words += ["-d", str(test.n_depth)]
     if "-lm" in known:
-        words += ["-lm", "mmap" if settings.load == "mmap" else "none"]
+        words += ["-lm", "none" if settings.load == "read" else "mmap"]
     else:
         _need(known, "-mmp", "load %s" % settings.load)
-        words += ["-mmp", "1" if settings.load == "mmap" else "0"]
+        words += ["-mmp", "0" if settings.load == "read" else "1"]
     if cpus:
         _need(known, "-C", "threads that are pinned to CPUs")
         words += ["-C", "0x%x" % sum(1 << cpu for cpu in cpus), "--cpu-strict", "1"]

@@ -18,7 +18,7 @@ import os
 import time
 from typing import Any, Dict, List, Optional, Protocol, Tuple
 
-from . import __version__, engines, model_file, monitor, probe, programs, verify
+from . import __version__, engines, model_file, monitor, probe, programs, search, verify
 from .engine import Decode, Engine, Prefill
 from .tree import Tree
 from .wire import Counters, JobSpec, Memory, ModelShape, PhaseCounters, Samples, Versions
@@ -80,9 +80,17 @@ def measure(job: JobSpec, report: Report) -> None:
     try:
         report.part("facts", probe.probe(isas=engine.isas(), work_path=work_path))
         report.part("versions", Versions(__version__, engine.build_info(), _file_digest(job.library)))
-        _Run(job, engine, report, baseline).run()
+        if job.purpose == "search":
+            report.part("model", model_file.with_digest(job.model))
+            search.run(job, engine, report, lambda count, n_vocab: _search_stream(job, count, n_vocab))
+        else:
+            _Run(job, engine, report, baseline).run()
     finally:
         engine.close()
+
+
+def _search_stream(job: JobSpec, count: int, n_vocab: int) -> List[int]:
+    return token_stream(job.workload.seed, count, n_vocab, _WARMUP_STREAM)
 
 
 class _Run:
@@ -93,9 +101,11 @@ class _Run:
         self.baseline = baseline
         self.is_reference = job.purpose == "reference"
         if job.purpose not in ("measure", "reference"):
-            raise ValueError('purpose "%s": expected measure or reference' % job.purpose)
+            raise ValueError('purpose "%s": expected measure, reference or search' % job.purpose)
         settings = job.settings
-        self.settings = dataclasses.replace(settings, isa="scalar") if self.is_reference else settings
+        self.settings = (
+            dataclasses.replace(settings, isa="scalar", load="mmap") if self.is_reference else settings
+        )
 
     def run(self) -> None:
         job, engine, report = self.job, self.engine, self.report

@@ -61,6 +61,9 @@ class _Cpu(NamedTuple):
     max_khz: Optional[int]
     capacity: Optional[int]
     governor: Optional[str]
+    kind: str
+    # The first CPU of its core; itself where the device does not say.
+    core: int
 
 
 def probe(tree: Optional[Tree] = None, isas: Sequence[str] = (), work_path: str = "/") -> DeviceFacts:
@@ -159,6 +162,7 @@ def _cpus(tree: Tree, cpuinfo: str) -> List[_Cpu]:
     online = cpu_list(tree.text("sys/devices/system/cpu/online") or "") or sorted(processors)
     if not online and tree.live:
         online = list(range(os.cpu_count() or 1))
+    kinds = _kinds(tree)
     cpus = []
     for index in online:
         base = "sys/devices/system/cpu/cpu%d/" % index
@@ -169,20 +173,51 @@ def _cpus(tree: Tree, cpuinfo: str) -> List[_Cpu]:
                 tree.number(base + "cpufreq/cpuinfo_max_freq"),
                 tree.number(base + "cpu_capacity"),
                 tree.text(base + "cpufreq/scaling_governor"),
+                kinds.get(index, ""),
+                min([index, *_siblings(tree, base)]),
             )
         )
     return cpus
 
 
+def _kinds(tree: Tree) -> Dict[int, str]:
+    """CPU -> "core" or "atom", as the performance counters of hybrid x86 CPUs are listed."""
+    return {
+        cpu: kind
+        for kind in ("core", "atom")
+        for cpu in cpu_list(tree.text("sys/devices/cpu_%s/cpus" % kind) or "")
+    }
+
+
+def _siblings(tree: Tree, base: str) -> List[int]:
+    """CPUs of the same physical core."""
+    for name in ("core_cpus_list", "thread_siblings_list"):
+        text = tree.text(base + "topology/" + name)
+        if text:
+            return cpu_list(text)
+    return []
+
+
 def _clusters(cpus: Sequence[_Cpu]) -> List[CpuCluster]:
-    """CPUs of one model, frequency and capacity together, in order of the first CPU."""
-    groups: Dict[Tuple[str, Optional[int], Optional[int]], List[_Cpu]] = {}
+    """CPUs of one model, frequency, capacity and kind together, in order of the first CPU."""
+    groups: Dict[Tuple[str, Optional[int], Optional[int], str], List[_Cpu]] = {}
     for cpu in cpus:
-        groups.setdefault((cpu.model, cpu.max_khz, cpu.capacity), []).append(cpu)
-    return [
-        CpuCluster([cpu.number for cpu in group], group[0].model, group[0].max_khz, group[0].governor)
-        for group in groups.values()
-    ]
+        groups.setdefault((cpu.model, cpu.max_khz, cpu.capacity, cpu.kind), []).append(cpu)
+    return [_cluster(group) for group in groups.values()]
+
+
+def _cluster(group: Sequence[_Cpu]) -> CpuCluster:
+    first = group[0]
+    cores = sorted({cpu.core for cpu in group})
+    return CpuCluster(
+        [cpu.number for cpu in group],
+        first.model,
+        first.max_khz,
+        first.governor,
+        first.capacity,
+        first.kind,
+        cores if len(cores) < len(group) else [],
+    )
 
 
 def _cpu_model(cpuinfo: str, clusters: Sequence[CpuCluster]) -> str:

@@ -50,6 +50,7 @@ _PARTS: Dict[str, Any] = {
     "check": wire.Check,
     "versions": wire.Versions,
     "reference": wire.Reference,
+    "search": wire.ThreadSearch,
 }
 
 
@@ -439,5 +440,6 @@ def _record(job: JobSpec, outcome: Outcome, started_at: str) -> RunRecord:
         purpose=job.purpose,
         program=job.program,
         attempt=job.attempt,
+        choice=job.choice,
         **parts,
     )

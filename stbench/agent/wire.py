@@ -15,6 +15,9 @@ from .wirejson import dumps as dumps
 from .wirejson import from_json as from_json
 from .wirejson import loads as loads
 from .wirejson import to_json as to_json
+from .wiresearch import Candidate as Candidate
+from .wiresearch import ThreadChoice as ThreadChoice
+from .wiresearch import ThreadSearch as ThreadSearch
 from .wirespec import SynthSpec as SynthSpec
 from .wiretools import LimitProbe as LimitProbe
 from .wiretools import LimitResult as LimitResult
@@ -76,7 +79,8 @@ class Workload:
 @dataclass(frozen=True)
 class Settings:
     """How it is computed, as requested. ``threads`` 0: one per CPU; ``cpus`` empty: not pinned.
-    ``populate``: every page of the weights is touched before anything is timed."""
+    ``populate``: every page of the weights is touched before anything is timed. ``load``: mmap, read,
+    repack, or auto: repack where the memory allows it."""
 
     threads: int = 0
     cpus: List[int] = field(default_factory=list)
@@ -89,7 +93,7 @@ class Settings:
     sparse_lm_head: bool = False
     lm_head_threshold: float = 0.0
     requantise_down: bool = False
-    load: str = "mmap"
+    load: str = "auto"
     populate: bool = True
 
 
@@ -151,8 +155,9 @@ class Program:
 
 @dataclass(frozen=True)
 class JobSpec:
-    """One process invocation on a device. ``purpose`` is "measure" or "reference"; ``id`` is
-    content-addressed; ``label`` is what a person types: ``local:smallthinker-4b/sparse+lmhead/t2/tg256``.
+    """One process invocation on a device. ``purpose`` is "measure", "reference" or "search" (of the fastest
+    of ``candidates``); ``id`` is content-addressed; ``label`` is what a person types:
+    ``local:smallthinker-4b/sparse+lmhead/t2/tg256``. ``choice``: -t auto set the threads and CPUs.
     ``library`` is the path of libsbr.so on the device, "" for the fake engine; engines that are programs
     have a ``program``, and the library for the bandwidth probes. ``bracket_ms`` is how long each of these
     takes (0: none). ``attempt`` counts the runs of one job that was disturbed, from 0; ``id`` is the same
@@ -176,6 +181,8 @@ class JobSpec:
     program: Optional[Program] = None
     bracket_ms: int = 0
     attempt: int = 0
+    candidates: List[Candidate] = field(default_factory=list)
+    choice: Optional[ThreadChoice] = None
     schema: int = SCHEMA_VERSION
 
 
@@ -184,12 +191,17 @@ class JobSpec:
 
 @dataclass(frozen=True)
 class CpuCluster:
-    """CPUs of one kind. ``max_khz`` None: the device does not say."""
+    """CPUs of one kind. ``max_khz`` None: the device does not say. ``capacity`` is the kernel's measure of
+    speed (1024: its fastest CPU), ``kind`` is "core" or "atom" on hybrid x86 CPUs, ``cores`` has the first
+    CPU of every physical core where several CPUs share one (empty: none do, or the device does not say)."""
 
     cpus: List[int]
     model: str
     max_khz: Optional[int] = None
     governor: Optional[str] = None
+    capacity: Optional[int] = None
+    kind: str = ""
+    cores: List[int] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -398,8 +410,8 @@ class Versions:
 @dataclass(frozen=True)
 class RunRecord:
     """One process invocation. Parts that a failed run never reached are None. Samples of a run that is not
-    "ok" are kept for diagnosis and are no speed. ``reference`` is the result of purpose "reference", which
-    has no samples."""
+    "ok" are kept for diagnosis and are no speed. ``reference`` is the result of purpose "reference" and
+    ``search`` that of "search", which have no samples; ``choice``: -t auto set the threads and CPUs."""
 
     id: str
     label: str
@@ -431,3 +443,5 @@ class RunRecord:
     bracket: Optional[Bracket] = None
     attempt: int = 0
     reference: Optional[Reference] = None
+    search: Optional[ThreadSearch] = None
+    choice: Optional[ThreadChoice] = None

@@ -101,12 +101,18 @@ def _print(found: list[dict[str, Any]]) -> None:
             if device.connector == "local"
             else f"{device.connector} {device.host}:{device.port}"
         )
-        threads = "all" if device.threads is None else ",".join(map(str, device.threads))
+        threads = "all" if device.threads is None else ",".join(map(_thread_word, device.threads))
         state = "enabled" if device.enabled else "disabled"
         console.print(f"{device.name}: {state}, {where}, threads {threads}", markup=False)
         lines = _fact_lines(entry["facts"]) if entry["facts"] is not None else []
         for key, text in [*lines, *([("problem", entry["problem"])] if entry["problem"] else [])]:
             console.print(f"  {key:<13}{text}", markup=False, soft_wrap=True)
+
+
+def _thread_word(threads: int) -> str:
+    from stbench.axes import AUTO_THREADS
+
+    return "auto" if threads == AUTO_THREADS else str(threads)
 
 
 def _fact_lines(facts: DeviceFacts) -> list[tuple[str, str]]:

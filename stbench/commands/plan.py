@@ -75,6 +75,8 @@ def print_plan(plan: Plan, *, as_json: bool) -> None:
     console.print(
         f"expected time: {duration(plan.expected_s())} (a guess; references that do not ship add to it)"
     )
+    for sentence in plan.search_sentences():
+        console.print(sentence)
     console.print(plan.rerun_sentence())
     for note in plan.notes:
         console.print(f"note: {note}")

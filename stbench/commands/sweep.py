@@ -35,6 +35,7 @@ EXAMPLE = """
 stbench sweep --devices devices.yaml
 stbench sweep --preset published-4b -r 10 --campaign night
 stbench sweep --models smallthinker-4b --sparse-ffn on,off -t 1-8*2 -n 128
+stbench sweep --models smallthinker-4b -t auto -n 128
 stbench sweep --resume
 """
 
@@ -165,6 +166,8 @@ def measure(
             live.note(note)
         _describe(store, sweep, ready)
         live.note(f"{len(ready.plan.jobs)} jobs, results in {directory}")
+        for sentence in ready.plan.search_sentences():
+            live.note(sentence)
         live.note(ready.plan.rerun_sentence())
         outcome = run_campaign(
             ready.plan,

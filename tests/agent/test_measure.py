@@ -173,7 +173,7 @@ def test_generation_alone_has_no_first_token_time(sbr_job: SbrJob) -> None:
         ({"settings": Settings(n_ctx=64, threads=1, cpus=[4000])}, "failed", "4000"),
         ({"workload": Workload(0, 0)}, "failed", "evaluates no tokens"),
         ({"engine": "gpu"}, "failed", 'engine "gpu": expected one of fake, sbr'),
-        ({"purpose": "fun"}, "failed", "expected measure or reference"),
+        ({"purpose": "fun"}, "failed", "expected measure, reference or search"),
     ],
 )
 def test_what_cannot_run_says_why(sbr_job: SbrJob, change: dict[str, Any], status: str, detail: str) -> None:

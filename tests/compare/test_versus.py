@@ -73,6 +73,15 @@ def test_rows_stand_against_the_other_engines_dense_row_and_the_bars() -> None:
     assert all(row.comparison.paired and row.comparison.n == 9 for row in rows.values())
 
 
+def test_the_standard_layout_twin_stands_against_the_same_row_and_bar() -> None:
+    twin = [
+        dataclasses.replace(one, model=dataclasses.replace(one.model, name="smallthinker-4b:standard"))
+        for one in decode(noisy(9, 1, 32))
+    ]
+    (row,) = ratios([*llama("smallthinker-4b", noisy(9, 0, 20)), *twin]).rows
+    assert (row.model, row.bar_verdict) == ("smallthinker-4b:standard", "met")
+
+
 def test_a_ratio_at_the_bar_and_few_pairs_are_inconclusive() -> None:
     at_the_bar = {(row.model, row.switches): row for row in ratios(campaign(sparse=1.8)).rows}
     assert at_the_bar["smallthinker-4b", "sparse"].bar_verdict == "inconclusive"

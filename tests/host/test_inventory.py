@@ -50,7 +50,7 @@ def test_all_errors_at_once_with_their_lines() -> None:
     assert problems(WRONG) == [
         'devices.yaml:3: devices.rpi5.port: expected an integer, got "22a"',
         "devices.yaml:4: devices.rpi5.prot: unknown key; did you mean port?",
-        'devices.yaml:5: devices.rpi5.threads: expected a thread count, a list of them, or "all", got [0]',
+        "devices.yaml:5: devices.rpi5.threads: expected a thread count, a list of them, all or auto, got [0]",
         'devices.yaml:6: devices.rpi5.cpus: expected CPU numbers, such as [4, 5, 6, 7] or "4-7", got "3-1"',
         'devices.yaml:7: devices.rpi5.enabled: expected true or false, got "maybe"',
         'devices.yaml:8: devices.rpi5.connector: expected local or ssh, got "telnet"',

@@ -27,6 +27,10 @@ PINNED = {
         "smallthinker-4b-4951843fc635.gguf",
         "2ea1a173dbdc517a245c3e15a5a551f1137fc40731b4bd1bcad9d5b865c6d022",
     ),
+    "smallthinker-4b:standard": (
+        "smallthinker-4b-standard-d49736d3eb67.gguf",
+        "153df752aca01069bea1fcbf20f65d112a12bf5eeb188234adae4362418441d6",
+    ),
     "qwen3-0.6b": (
         "qwen3-0.6b-2145ae6abba8.gguf",
         "0007f400fbefdd70569109a6da783fbe0c81107c90eb31a08a8f8f21b2826c28",
