@@ -6,7 +6,7 @@ Problems are ValueErrors that complete "expected"; pydantic turns them into erro
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import pydantic
 
@@ -16,6 +16,9 @@ MAX_VALUES = 1000
 
 # The thread count of a case that a search settles, where others have a number.
 AUTO_THREADS = -1
+
+# The sparse FFN that the runtime chooses for each layer by measuring, where others are on or off.
+AUTO_FFN: Literal["auto"] = "auto"
 
 
 def parse_range(text: str, minimum: int = 0) -> list[int]:
@@ -75,6 +78,17 @@ def _switch(value: Any) -> list[bool]:
     return list(dict.fromkeys(word for word in words if isinstance(word, bool)))
 
 
+def _sparse_ffn(value: Any) -> list[bool | str]:
+    """``on,off,auto`` as typed; auto lets the runtime choose for each layer."""
+    items = value.split(",") if isinstance(value, str) else value if isinstance(value, list) else [value]
+    plain = [item for item in items if not (isinstance(item, str) and item.strip() == AUTO_FFN)]
+    try:
+        fixed = _switch(plain) if plain or not items else []
+    except ValueError:
+        raise ValueError("on, off, auto or several of them") from None
+    return [*fixed, *([AUTO_FFN] if len(plain) < len(items) else [])]
+
+
 def _names(value: Any) -> list[str]:
     """A comma list as typed, or a YAML list, whose items are taken as they are."""
     names = [name.strip() for name in value.split(",")] if isinstance(value, str) else value
@@ -111,6 +125,7 @@ def _duration(value: Any) -> float:
 From0 = Annotated[list[int], pydantic.BeforeValidator(lambda value: _axis(value, 0))]
 From1 = Annotated[list[int], pydantic.BeforeValidator(lambda value: _axis(value, 1))]
 Threads = Annotated[list[int], pydantic.BeforeValidator(_threads)]
+SparseFfn = Annotated[list[bool | Literal["auto"]], pydantic.BeforeValidator(_sparse_ffn)]
 Switch = Annotated[list[bool], pydantic.BeforeValidator(_switch)]
 Names = Annotated[list[str], pydantic.BeforeValidator(_names)]
 Engines = Annotated[list[str], pydantic.BeforeValidator(parse_engines)]

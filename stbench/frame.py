@@ -34,6 +34,7 @@ import pandas as pd
 
 from stbench import catalogue
 from stbench.agent.wire import ModelShape, PhaseCounters, RunRecord, Samples, SynthSpec, to_json
+from stbench.axes import AUTO_FFN
 from stbench.disturbance import Verdict, gather_gb_per_s, judge, other_cpu_share, read_gb_per_s
 from stbench.limit_share import limit_share
 from stbench.sweep import ENGINE, switches_label, workload_label
@@ -69,6 +70,7 @@ COLUMNS: dict[str, str] = {
     "seed": "int64",
     "switches": "object",
     "sparse_ffn": "bool",
+    "sparse_ffn_auto": "bool",
     "sparse_lm_head": "bool",
     "sparse_ffn_effective": "object",
     "lm_head_threshold": "float64",
@@ -235,8 +237,12 @@ def _row(record: RunRecord) -> dict[str, Any]:
         "n_gen": record.workload.n_gen,
         "n_depth": record.workload.n_depth,
         "seed": record.workload.seed,
-        "switches": switches_label(settings.sparse_ffn, settings.sparse_lm_head),
+        "switches": switches_label(
+            AUTO_FFN if settings.sparse_ffn and settings.sparse_ffn_auto else settings.sparse_ffn,
+            settings.sparse_lm_head,
+        ),
         "sparse_ffn": settings.sparse_ffn,
+        "sparse_ffn_auto": settings.sparse_ffn_auto,
         "sparse_lm_head": settings.sparse_lm_head,
         "sparse_ffn_effective": effective.sparse_ffn if effective else "",
         "lm_head_threshold": settings.lm_head_threshold,

@@ -46,6 +46,7 @@ CONDITION = (
     "library",
     "workload",
     "seed",
+    "sparse_ffn_auto",
     "isa_requested",
     "n_ctx",
     "n_batch",

@@ -21,6 +21,7 @@ from stbench import auto_threads, disk
 from stbench.agent import search, wire
 from stbench.agent.bracket import GATHER_SHARE
 from stbench.agent.wire import DeviceFacts, JobSpec, ModelRef, Settings, Workload
+from stbench.axes import AUTO_FFN
 from stbench.catalogue import STANDARD_SUFFIX, Sizes
 from stbench.errors import SweepError
 from stbench.inventory import Device
@@ -331,7 +332,8 @@ def _job(sweep: Sweep, target: Target, case: Case, threads: int, campaign: str) 
             n_batch=sweep.n_batch,
             kv_type=sweep.kv_type,
             kv_touch=True,
-            sparse_ffn=case.sparse_ffn,
+            sparse_ffn=bool(case.sparse_ffn),
+            sparse_ffn_auto=case.sparse_ffn == AUTO_FFN,
             sparse_lm_head=case.sparse_lm_head,
             lm_head_threshold=sweep.lm_head_threshold,
             requantise_down=sweep.requantise_down,

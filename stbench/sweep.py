@@ -15,8 +15,8 @@ from typing import Annotated, Any, Literal
 import pydantic
 
 from stbench import yamlfile
+from stbench.axes import AUTO_FFN, Duration, Engines, From0, From1, Names, Pairs, SparseFfn, Switch, Threads
 from stbench.axes import AUTO_THREADS as AUTO_THREADS
-from stbench.axes import Duration, Engines, From0, From1, Names, Pairs, Switch, Threads
 from stbench.axes import parse_range as parse_range
 from stbench.engine_names import ENGINE as ENGINE
 from stbench.engine_names import FAKE as FAKE
@@ -102,7 +102,7 @@ class Case:
 
     engine: str
     model: str
-    sparse_ffn: bool
+    sparse_ffn: bool | str
     sparse_lm_head: bool
     n_prompt: int
     n_gen: int
@@ -110,7 +110,7 @@ class Case:
 
     @property
     def switches(self) -> str:
-        """``dense``, ``sparse``, ``lmhead`` or ``sparse+lmhead``."""
+        """``dense``, ``sparse``, ``auto``, or one of these and ``lmhead``, as in ``sparse+lmhead``."""
         return switches_label(self.sparse_ffn, self.sparse_lm_head)
 
     @property
@@ -131,9 +131,10 @@ def threads_label(threads: int) -> str:
     return "tauto" if threads == AUTO_THREADS else f"t{threads}"
 
 
-def switches_label(sparse_ffn: bool, sparse_lm_head: bool) -> str:
-    """The name of a combination of the two switches."""
-    return "+".join(["sparse"] * sparse_ffn + ["lmhead"] * sparse_lm_head) or "dense"
+def switches_label(sparse_ffn: bool | str, sparse_lm_head: bool) -> str:
+    """The name of a combination of the two switches; ``sparse_ffn`` may be "auto"."""
+    ffn = AUTO_FFN if sparse_ffn == AUTO_FFN else "sparse"
+    return "+".join([ffn] * bool(sparse_ffn) + ["lmhead"] * sparse_lm_head) or "dense"
 
 
 def workload_label(n_prompt: int, n_gen: int, n_depth: int) -> str:
@@ -158,7 +159,7 @@ class SweepEntry(pydantic.BaseModel):
     preset: Literal["published-4b", "published-21b", "quick", "versus-llama-cpp"] | None = None
     models: Names | None = None
     engines: Engines | None = None
-    sparse_ffn: Switch | None = None
+    sparse_ffn: SparseFfn | None = None
     sparse_lm_head: Switch | None = None
     threads: Threads | None = None
     prompt: From1 | None = None
@@ -192,7 +193,7 @@ class Sweep:
     models: tuple[str, ...]
     workloads: tuple[tuple[int, int, int], ...]
     engines: tuple[str, ...] = (ENGINE,)
-    sparse_ffn: tuple[bool, ...] = (False,)
+    sparse_ffn: tuple[bool | str, ...] = (False,)
     sparse_lm_head: tuple[bool, ...] = (False,)
     threads: tuple[int, ...] | None = None
     replicates: int = 5
@@ -388,7 +389,7 @@ def expand(sweep: Sweep, traits: Mapping[str, Traits]) -> tuple[list[Case], list
                 )
                 continue
             for engine in sweep.engines:
-                why = left_out(engine, model, ffn or head)
+                why = left_out(engine, model, bool(ffn) or head)
                 if why:
                     notes.append(why)
                     continue
@@ -398,5 +399,5 @@ def expand(sweep: Sweep, traits: Mapping[str, Traits]) -> tuple[list[Case], list
     return cases, notes
 
 
-def _combinations(sweep: Sweep) -> Sequence[tuple[bool, bool]]:
+def _combinations(sweep: Sweep) -> Sequence[tuple[bool | str, bool]]:
     return [(ffn, head) for ffn in sweep.sparse_ffn for head in sweep.sparse_lm_head]

@@ -82,7 +82,7 @@ class SbrEngine:
             n_batch=settings.n_batch,
             kv_type=settings.kv_type,
             kv_touch=settings.kv_touch,
-            sparse_ffn=settings.sparse_ffn,
+            sparse_ffn="auto" if settings.sparse_ffn and settings.sparse_ffn_auto else settings.sparse_ffn,
             sparse_lm_head=settings.sparse_lm_head,
             lm_head_threshold=settings.lm_head_threshold,
         )
@@ -121,7 +121,7 @@ class SbrEngine:
             kv_type=types.get(info.kv_type, str(info.kv_type)),
             kv_bytes=info.kv_bytes,
             scratch_bytes=info.scratch_bytes,
-            sparse_ffn=sbr.SPARSITIES.get(info.sparse_ffn, str(info.sparse_ffn)),
+            sparse_ffn=_sparsity(session),
             sparse_lm_head=bool(info.sparse_lm_head),
             down_layout=sbr.DOWN_LAYOUTS.get(model.info.down_layout, str(model.info.down_layout)),
             load=self._load,
@@ -168,6 +168,16 @@ class SbrEngine:
             self._model.close()
             self._model = self._session = None
             self._sessions = {}
+
+
+def _sparsity(session: sbr.Session) -> str:
+    """How far the sparse FFN reaches, and what "auto" has chosen so far."""
+    info = session.info()
+    reach = sbr.SPARSITIES.get(info.sparse_ffn, str(info.sparse_ffn))
+    if not info.sparse_ffn_auto:
+        return reach
+    chosen = session.sparse_layers()
+    return "auto: %s in %d of %d layers" % (reach, sum(chosen), len(chosen))
 
 
 def _affinity(thread: int) -> List[int]:

@@ -132,6 +132,8 @@ class _Run:
         if workload.n_depth:
             engine.prefill(tokens[:prompt_begin], False)
         captured = self._timed(shape, tokens[prompt_begin:prompt_end], tokens[prompt_end:])
+        if self.settings.sparse_ffn_auto:
+            report.part("effective", engine.effective())  # with what was chosen meanwhile
 
         report.phase("check")
         if self.is_reference:

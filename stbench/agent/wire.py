@@ -80,7 +80,8 @@ class Workload:
 class Settings:
     """How it is computed, as requested. ``threads`` 0: one per CPU; ``cpus`` empty: not pinned.
     ``populate``: every page of the weights is touched before anything is timed. ``load``: mmap, read,
-    repack, or auto: repack where the memory allows it."""
+    repack, or auto: repack where the memory allows it. ``sparse_ffn_auto``: where the sparse FFN is asked
+    for, the runtime chooses it layer by layer."""
 
     threads: int = 0
     cpus: List[int] = field(default_factory=list)
@@ -90,6 +91,7 @@ class Settings:
     kv_type: str = "f16"
     kv_touch: bool = True
     sparse_ffn: bool = False
+    sparse_ffn_auto: bool = False
     sparse_lm_head: bool = False
     lm_head_threshold: float = 0.0
     requantise_down: bool = False

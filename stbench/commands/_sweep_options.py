@@ -29,7 +29,12 @@ _AXES = (
     ),
     ("--models", "models", "LIST", "names of the catalogue or paths of GGUF files"),
     ("--engines", "engines", "LIST", "sbr, llama-bench, or a program of devices.yaml (sbr)"),
-    ("--sparse-ffn", "sparse_ffn", "on,off", "skip neurons whose ReLU output is zero"),
+    (
+        "--sparse-ffn",
+        "sparse_ffn",
+        "on,off",
+        "skip neurons whose ReLU output is zero; auto: where that is faster",
+    ),
     ("--sparse-lm-head", "sparse_lm_head", "on,off", "compute only the output rows that the predictor keeps"),
     (
         "-t --threads",

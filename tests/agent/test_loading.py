@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+import re
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from stbench.agent import wire
 from stbench.agent.loading import SPARE_BYTES, choose_load
 from stbench.agent.sbr import Library, synth_write
 from stbench.agent.tree import Tree
-from stbench.agent.wire import ModelRef, Settings, Workload
+from stbench.agent.wire import JobSpec, ModelRef, Settings, Workload
 from tests.agent.conftest import TINY, fake_job, run_job
 
 MIB = 1 << 20
@@ -108,3 +109,22 @@ def test_loading_holds_the_weights_once(
         record.memory.peak_rss_bytes - (record.memory.baseline_rss_bytes or 0) - record.memory.capture_bytes
     )
     assert held == pytest.approx(stated, rel=0.05)
+
+
+def test_the_runtime_chooses_sparse_layers_and_says_so(sbr_job: Callable[..., JobSpec]) -> None:
+    """In three steps each way; the result is the fixed one's, to the bit."""
+    fixed, chosen = (
+        run_job(
+            sbr_job(
+                workload=Workload(n_prompt=8, n_gen=24), sparse_ffn=True, sparse_ffn_auto=auto, load="repack"
+            )
+        )
+        for auto in (False, True)
+    )
+    assert fixed.effective is not None
+    assert chosen.effective is not None
+    assert fixed.effective.sparse_ffn == "full"
+    assert re.fullmatch(r"auto: full in [0-3] of 3 layers", chosen.effective.sparse_ffn)
+    assert fixed.check is not None
+    assert chosen.check is not None
+    assert chosen.check.output_hash == fixed.check.output_hash

@@ -131,7 +131,7 @@ def test_all_errors_of_file_and_options_at_once() -> None:
         's.yaml:4: preset: expected published-4b, published-21b, quick or versus-llama-cpp, got "fast"',
         's.yaml:5: kv_type: expected f16 or f32, got "q8"',
         '--engines: expected names of engines, such as sbr,llama-bench, got "sbr,v llm"',
-        '--sparse-ffn: expected on, off or both, got "maybe"',
+        '--sparse-ffn: expected on, off, auto or several of them, got "maybe"',
         '--gen: expected a range that goes up, such as 1-8+1 or 1-8*2, got "8-1"',
         '--max-time: expected a duration such as 90s, 15m or 2h, got "5x"',
     ]
@@ -174,6 +174,19 @@ def test_switches_of_unknown_files_are_kept() -> None:
     cases, notes = expand(sweep, {"mine": Traits(None, None)})
     assert [case.switches for case in cases] == ["sparse", "dense"]
     assert not notes
+
+
+def test_the_sparse_ffn_may_be_left_to_the_runtime() -> None:
+    sweep = build_sweep({"models": "mine", "gen": "1", "sparse_ffn": "auto,off", "sparse_lm_head": "on,off"})
+    assert sweep.sparse_ffn == (False, "auto")
+    cases, _ = expand(sweep, {"mine": Traits(None, None)})
+    assert [case.switches for case in cases] == ["lmhead", "dense", "auto+lmhead", "auto"]
+    assert build_sweep({}, b"models: [a]\nsparse_ffn: [on, auto]\n").sparse_ffn == (True, "auto")
+    assert sweep_from_json(json.loads(json.dumps(dataclasses.asdict(sweep))), Path("x")) == sweep
+    with pytest.raises(SweepError, match="on, off, auto or several of them"):
+        build_sweep({"models": "a", "sparse_ffn": "automatic"})
+    with pytest.raises(UsageError, match="qwen/auto left out: the model has no ReLU experts"):
+        expand(build_sweep({"models": "qwen", "gen": "1", "sparse_ffn": "auto"}), {"qwen": DENSE})
 
 
 def test_nothing_left_says_why() -> None:

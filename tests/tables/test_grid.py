@@ -225,6 +225,7 @@ def test_wrong_output_at_the_fastest_thread_count_is_not_chosen_but_listed() -> 
         {"settings": dataclasses.replace(record().settings, n_ctx=512)},
         {"settings": dataclasses.replace(record().settings, kv_type="f32")},
         {"workload": dataclasses.replace(record().workload, seed=8)},
+        {"settings": dataclasses.replace(record().settings, sparse_ffn_auto=True)},
         {"campaign": "c2"},
         {"threads": 1},
     ],

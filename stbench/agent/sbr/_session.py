@@ -248,11 +248,18 @@ class Session:
 
     def layer_counters(self) -> List[Tuple[int, int]]:
         """Neurons examined and active, per layer."""
+        return [(layer.neurons_examined, layer.neurons_active) for layer in self._layers()]
+
+    def sparse_layers(self) -> List[bool]:
+        """Per layer, whether single tokens skip zero neurons: by option, or as "auto" has chosen so far."""
+        return [bool(layer.sparse_ffn) for layer in self._layers()]
+
+    def _layers(self) -> List[_abi.LayerCounters]:
         found = []
         for layer in range(self.model.info.n_layer):
             counters = sized(_abi.LayerCounters)
             self.library.call("sbr_session_get_layer_counters", self.handle, layer, ctypes.byref(counters))
-            found.append((counters.neurons_examined, counters.neurons_active))
+            found.append(counters)
         return found
 
     def expert_counts(self, layer: int) -> List[int]:
