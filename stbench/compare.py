@@ -21,6 +21,7 @@ import numpy as np
 import pandas as pd
 
 from stbench import cells, inference
+from stbench.disturbance import same_bandwidth
 from stbench.errors import CellsFailed, InputError, UsageError
 from stbench.inference import INCONCLUSIVE, Floats
 from stbench.sides import Side
@@ -179,7 +180,7 @@ def prepare(
         if cells.is_wrong(rows):
             failed.append(f"{case}: {side} computed wrong output, which has no speed")
             return None
-        if not len(_usable(rows, metric)):
+        if not len(_usable(rows, metric)) and (together is None or not len(_steady(rows, metric))):
             disturbed = int((rows["usable"] & rows["disturbed"]).sum())
             of = f"{count(len(rows), 'record')}, {disturbed} disturbed"
             failed.append(f"{case}: {side} has no usable replicate of {of}")
@@ -187,9 +188,10 @@ def prepare(
     used_a, used_b = _usable(a, metric), _usable(b, metric)
     lone_a = lone_b = 0
     if together is not None:
-        both = [(i, j) for i, j in together if i in used_a.index and j in used_b.index]
-        lone_a, lone_b = len(used_a) - len(both), len(used_b) - len(both)
-        used_a, used_b = used_a.loc[[i for i, _ in both]], used_b.loc[[j for _, j in both]]
+        both = _fair_pairs(_steady(a, metric), _steady(b, metric), together)
+        firsts, seconds = [i for i, _ in both], [j for _, j in both]
+        lone_a, lone_b = len(used_a.index.difference(firsts)), len(used_b.index.difference(seconds))
+        used_a, used_b = a.loc[firsts], b.loc[seconds]
         if not both:
             failed.append(f"{case}: no replicate is usable on both sides of its pair")
             return None
@@ -260,7 +262,7 @@ def _spread(case: Prepared) -> float:
 
 
 def _sample(rows: pd.DataFrame, used: pd.DataFrame, metric: str, lone: int) -> Sample:
-    disturbed = rows[rows["usable"] & rows["disturbed"]]
+    disturbed = rows[rows["usable"] & rows["disturbed"] & ~rows.index.isin(used.index)]
     return Sample(
         n=len(used),
         median=float(used[metric].median()),
@@ -274,6 +276,24 @@ def _sample(rows: pd.DataFrame, used: pd.DataFrame, metric: str, lone: int) -> S
 
 def _usable(rows: pd.DataFrame, metric: str) -> pd.DataFrame:
     return rows[rows["usable"] & ~rows["disturbed"] & rows[metric].notna()]
+
+
+def _steady(rows: pd.DataFrame, metric: str) -> pd.DataFrame:
+    """Also those whose only fault is another level of bandwidth than their campaign's."""
+    return rows[rows["usable"] & (~rows["disturbed"] | rows["off_level"]) & rows[metric].notna()]
+
+
+def _fair_pairs(
+    a: pd.DataFrame, b: pd.DataFrame, together: Sequence[tuple[int, int]]
+) -> list[tuple[int, int]]:
+    """Pairs of two undisturbed runs, or of two steady ones that saw the same bandwidth."""
+    off_a, off_b = dict(a["off_level"]), dict(b["off_level"])
+    rate_a, rate_b = dict(a["read_gb_per_s"]), dict(b["read_gb_per_s"])
+    return [
+        (i, j)
+        for i, j in together
+        if i in off_a and j in off_b and (not (off_a[i] or off_b[j]) or same_bandwidth(rate_a[i], rate_b[j]))
+    ]
 
 
 # ---- which rows belong together ---------------------------------------------------------------------------

@@ -24,6 +24,10 @@ four, two runs). A hog that starts and stays is so marked until it has had four 
 that drifts has several plateaus: the runs of the highest count and the others are marked, because cells that
 mix both would compare speeds of different machines; where everything drifts, that is what the table says.
 
+A machine that keeps changing between levels has runs that were steady but *off level* (2. alone). They do not
+go into a cell, whose replicates must be of one machine; but two neighbours that saw the same bandwidth within
+10 % are a fair pair at any level, so :func:`stbench.compare.prepare` takes them where it compares pairs.
+
 What this cannot see: something that takes the same share of the bandwidth, and little CPU time, from before
 the first run until after the last one. Compare with another campaign of the device for that.
 """
@@ -58,10 +62,12 @@ PLATEAU_PROBES = 4
 @dataclass(frozen=True)
 class Verdict:
     """``judged``: the record has something to judge by. ``reasons``: why it is disturbed, for people; empty
-    when it is not."""
+    when it is not. ``off_level``: only because of what the bandwidth was elsewhere in the campaign; the run
+    itself was steady."""
 
     judged: bool
     reasons: tuple[str, ...] = ()
+    off_level: bool = False
 
     @property
     def disturbed(self) -> bool:
@@ -158,25 +164,38 @@ def _machine(record: RunRecord) -> Hashable:
 def _verdict(record: RunRecord, level: float | None) -> Verdict:
     if record.status != "ok":
         return UNJUDGED
-    bandwidth = _bandwidth_reasons(record, level)
+    found = _rates(record) if level is not None else None
+    moved = _moved(*found) if found else ()
+    off = _off_level(*found, level) if found and level is not None and not moved else ()
     cpu = _cpu_reasons(record)
-    return Verdict(bandwidth is not None or cpu is not None, (*(bandwidth or ()), *(cpu or ())))
+    judged = found is not None or cpu is not None
+    return Verdict(judged, (*moved, *off, *(cpu or ())), bool(off) and not cpu)
 
 
-def _bandwidth_reasons(record: RunRecord, level: float | None) -> list[str] | None:
-    bracket = record.bracket
-    if bracket is None or level is None:
+def same_bandwidth(one: float, other: float) -> bool:
+    """Whether two runs, by the bandwidths beside them, saw the same machine; not where one is NaN."""
+    return abs(one - other) <= BANDWIDTH_LIMIT * max(one, other)
+
+
+def _rates(record: RunRecord) -> tuple[float, float] | None:
+    if record.bracket is None:
         return None
-    before, after = gb_per_s(bracket.read_before), gb_per_s(bracket.read_after)
-    if not before or not after:
-        return None
-    if abs(after - before) / max(before, after) > BANDWIDTH_LIMIT:
-        change = "fell" if after < before else "rose"
-        return [f"memory bandwidth {change} from {before:.1f} to {after:.1f} GB/s during the run"]
+    before, after = gb_per_s(record.bracket.read_before), gb_per_s(record.bracket.read_after)
+    return (before, after) if before and after else None
+
+
+def _moved(before: float, after: float) -> tuple[str, ...]:
+    if same_bandwidth(before, after):
+        return ()
+    change = "fell" if after < before else "rose"
+    return (f"memory bandwidth {change} from {before:.1f} to {after:.1f} GB/s during the run",)
+
+
+def _off_level(before: float, after: float, level: float) -> tuple[str, ...]:
     worst = max((before, after), key=lambda rate: abs(rate / level - 1))
-    if abs(worst / level - 1) > BANDWIDTH_LIMIT:
-        return [f"memory bandwidth {worst:.1f} GB/s beside the run, {level:.1f} in the campaign"]
-    return []
+    if abs(worst / level - 1) <= BANDWIDTH_LIMIT:
+        return ()
+    return (f"memory bandwidth {worst:.1f} GB/s beside the run, {level:.1f} in the campaign",)
 
 
 def _cpu_reasons(record: RunRecord) -> list[str] | None:

@@ -18,6 +18,7 @@ Nothing is averaged here. Speeds exist only for records that ended "ok" and whos
 ``read_gb_per_s``         streaming read bandwidth beside the run, mean of before and after, 1e9 bytes/s
 ``gather_gb_per_s``       the same of whole rows in random order
 ``disturbed``             the machine was not itself (:mod:`stbench.disturbance`); False where nothing tells
+``off_level``             disturbed only in that the campaign's bandwidth was another; steady by itself
 ``disturbance``           why, in words; "" when not disturbed
 ``other_cpu_share``       CPU time of other processes on the run's CPUs / time, in CPUs
 ``limit_share``           speed / what the memory allowed then (:mod:`stbench.limit_share`)
@@ -112,6 +113,7 @@ COLUMNS: dict[str, str] = {
     "read_gb_per_s": "float64",
     "gather_gb_per_s": "float64",
     "disturbed": "bool",
+    "off_level": "bool",
     "disturbance": "object",
     "other_cpu_share": "float64",
     "limit_share": "float64",
@@ -355,7 +357,11 @@ def _or_nan(value: float | None) -> float:
 
 
 def _machine(verdict: Verdict) -> dict[str, Any]:
-    return {"disturbed": verdict.disturbed, "disturbance": "; ".join(verdict.reasons)}
+    return {
+        "disturbed": verdict.disturbed,
+        "off_level": verdict.off_level,
+        "disturbance": "; ".join(verdict.reasons),
+    }
 
 
 def unique_records(records: Iterable[RunRecord]) -> list[RunRecord]:

@@ -32,8 +32,6 @@ def side_of(name: str, records: Iterable[RunRecord]) -> Side:
     frame = to_frame(kept)
     # A run that never reached its threads, and programs that do not say them, have the requested number.
     frame["threads"] = frame["threads"].where(frame["threads"] > 0, frame["threads_requested"])
-    if "disturbed" not in frame:
-        frame["disturbed"] = False
     return Side(name, frame)
 
 

@@ -41,6 +41,12 @@ def disturbed(one: RunRecord) -> RunRecord:
     return dataclasses.replace(one, bracket=Bracket(2, 1 << 26, before, after))
 
 
+def beside(one: RunRecord, gb_per_s: float) -> RunRecord:
+    """The same run beside a steady bandwidth."""
+    rate = Bandwidth(round(gb_per_s * 1e6), 1_000_000)
+    return dataclasses.replace(one, bracket=Bracket(2, 1 << 26, rate, rate))
+
+
 def prompt_only(one: RunRecord, tps: float) -> RunRecord:
     """A pp512 run of ``tps`` prompt tokens/s."""
     ns = round(512e9 / tps)

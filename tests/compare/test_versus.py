@@ -15,7 +15,7 @@ from stbench.agent.wire import RunRecord
 from stbench.errors import InputError
 from stbench.sweep import PRESETS
 from stbench.versus import EngineRatios, bars, engine_ratios, ratio_table
-from tests.compare.records import case, disturbed, noisy, prompt_only, side
+from tests.compare.records import beside, case, disturbed, noisy, prompt_only, side
 
 
 def decode(speeds: list[float], **common: Any) -> list[RunRecord]:
@@ -80,6 +80,28 @@ def test_the_standard_layout_twin_stands_against_the_same_row_and_bar() -> None:
     ]
     (row,) = ratios([*llama("smallthinker-4b", noisy(9, 0, 20)), *twin]).rows
     assert (row.model, row.bar_verdict) == ("smallthinker-4b:standard", "met")
+
+
+def test_neighbours_at_another_level_of_bandwidth_are_pairs_and_others_are_not() -> None:
+    """A machine that gives 50 GB/s in three rounds and 30 in the others: no cell has nine runs of one level,
+    but each round has its pair. One partner that saw another level than its neighbour makes none."""
+
+    def rate(replicate: int) -> float:
+        return 50.0 if replicate in (1, 4, 7) else 30.0
+
+    moody = [beside(one, rate(one.replicate)) for one in campaign()]
+    rows = {(row.model, row.switches): row.comparison for row in ratios(moody).rows}
+    assert {found.n for found in rows.values()} == {9}
+    assert rows["smallthinker-4b", "dense"].a.disturbed == 0
+    alone = [
+        beside(one, 50.0)
+        if one.engine == "sbr" and one.replicate == 2 and not one.settings.sparse_ffn
+        else one
+        for one in moody
+    ]
+    rows = {(row.model, row.switches): row.comparison for row in ratios(alone).rows}
+    assert rows["smallthinker-4b", "dense"].n == 8
+    assert rows["smallthinker-4b", "sparse"].n == 9
 
 
 def test_a_ratio_at_the_bar_and_few_pairs_are_inconclusive() -> None:
