@@ -10,7 +10,7 @@ from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
 from . import sbr
 from .engine import COUNTER_NAMES, Decode, Engine, Prefill
 from .fake import FakeEngine
-from .loading import choose_load
+from .loading import REPACK, choose_load
 from .sbr import _abi
 from .tree import Tree, cpu_list
 from .wire import Effective, ModelRef, ModelShape, PhaseCounters, Settings
@@ -125,6 +125,8 @@ class SbrEngine:
             sparse_lm_head=bool(info.sparse_lm_head),
             down_layout=sbr.DOWN_LAYOUTS.get(model.info.down_layout, str(model.info.down_layout)),
             load=self._load,
+            weights_repacked=self._load == REPACK,
+            load_ns=model.info.load_ns,
         )
 
     def prefill(self, tokens: Sequence[int], logits: bool) -> Prefill:

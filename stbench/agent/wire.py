@@ -80,8 +80,7 @@ class Workload:
 class Settings:
     """How it is computed, as requested. ``threads`` 0: one per CPU; ``cpus`` empty: not pinned.
     ``populate``: every page of the weights is touched before anything is timed. ``load``: mmap, read,
-    repack, or auto: repack where the memory allows it. ``sparse_ffn_auto``: where the sparse FFN is asked
-    for, the runtime chooses it layer by layer."""
+    repack, or auto: repack where memory allows. ``sparse_ffn_auto``: a sparse FFN is chosen per layer."""
 
     threads: int = 0
     cpus: List[int] = field(default_factory=list)
@@ -262,7 +261,8 @@ class ModelShape:
 class Effective:
     """What was really in force. ``affinity`` is per thread, from /proc, as read during the run. Of an
     engine that is a program only what it says or /proc shows is known: other texts are "", other numbers 0.
-    ``weights_repacked``: weights were copied into another layout in anonymous memory; None: not known."""
+    ``weights_repacked``: weights were copied into another layout in anonymous memory; ``load_ns``: how long
+    loading took, repacking included. None: not known."""
 
     threads: int
     affinity: List[List[int]]
@@ -277,6 +277,7 @@ class Effective:
     down_layout: str
     load: str
     weights_repacked: Optional[bool] = None
+    load_ns: Optional[int] = None
 
 
 @dataclass(frozen=True)

@@ -104,6 +104,8 @@ def test_loading_holds_the_weights_once(
     assert record.effective is not None
     assert record.shape is not None
     assert record.effective.load == load
+    assert record.effective.weights_repacked is (load == "repack")
+    assert (record.effective.load_ns or 0) > 0
     stated = record.shape.file_bytes + record.effective.kv_bytes + record.effective.scratch_bytes
     held = (
         record.memory.peak_rss_bytes - (record.memory.baseline_rss_bytes or 0) - record.memory.capture_bytes
