@@ -65,11 +65,7 @@ template <class T>
 void tiles_times_tokens(const uint8_t* w, size_t row_bytes, size_t n_rows, size_t n, const Activation* x,
                         size_t n_tokens, float* y, size_t y_stride) {
   if (n_tokens == 1) return tiles_times_vector<T>(w, row_bytes, n_rows, n, *x, y);
-  const auto step_times_panel = [](const UnpackedStep* unpacked, size_t valid, const Panel& panel, size_t p,
-                                   size_t tokens, __m512* acc) {
-    for (size_t b = 0; b < valid; ++b) block_times_panel<T>(*unpacked, b, panel, p + b, tokens, acc);
-  };
-  panels_times_rows<T>(w, row_bytes, n_rows, n, x, n_tokens, step_times_panel, y, y_stride);
+  matrix_times_tokens<T>(w, row_bytes, n_rows, n, x, n_tokens, y, y_stride);
 }
 
 }  // namespace

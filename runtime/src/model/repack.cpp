@@ -13,11 +13,11 @@
 namespace sbr {
 namespace {
 
-// Matrices start at cache lines, and at the same place in one as kernels were measured with.
+// Matrices start at cache lines.
 constexpr uint64_t kAlignment = 64;
-// Rows that one thread moves at a time, and then gives back: 4 MB are 0.2 ms.
+// What one thread moves at a time, and then gives back: 4 MB take about 2 ms (2.3 GB took two threads 0.6 s).
 constexpr uint64_t kPieceBytes = 4 << 20;
-// More threads only wait for the memory, or for the disk.
+// A guess: more threads would only wait for the memory, or for the disk.
 constexpr size_t kMostThreads = 8;
 
 struct Move {
