@@ -21,7 +21,8 @@
 namespace sbr {
 namespace {
 
-constexpr size_t kTilesAhead = 4;
+// 4 were as fast.
+constexpr size_t kTilesAhead = 3;
 
 // ---- rows times one vector
 
@@ -80,19 +81,20 @@ void store_rows(float* y, size_t count, __m256 v) {
 template <class T>
 void rows_times_vector(const uint8_t* w, size_t row_bytes, const uint32_t* rows, size_t n_rows, size_t n,
                        const Activation& x, float* y) {
-  constexpr size_t kLinesPerStep = (kTileRows * T::kStepBytes + 63) / 64;
   const size_t blocks = n / kBlock;
-  for_each_tile<kTileRows, kTilesAhead>(w, row_bytes, rows, n_rows,
-                                        [=, &x](const uint8_t* const* row, size_t count, Prefetch prefetch, size_t r) {
-                                          __m256 acc = _mm256_setzero_ps();
-                                          for (size_t step = 0; step < blocks / kStepBlocks; ++step) {
-                                            prefetch.lines(kLinesPerStep);
-                                            acc = step_rows<T>(row, step, kStepBlocks, x, acc);
-                                          }
-                                          if (blocks % kStepBlocks)
-                                            acc = step_rows<T>(row, blocks / kStepBlocks, 1, x, acc);
-                                          store_rows(y + r, count, acc);
-                                        });
+  typedef TileRing<kTileRows, kTilesAhead> Tiles;
+  for_each_ring<kTileRows, kTilesAhead>(w, row_bytes, rows, n_rows, [=, &x](const Tiles& tiles, size_t r) {
+    const uint8_t* const* row = tiles.row[tiles.now];
+    RepeatedPrefetch<kTileRows, kTilesAhead> prefetch(tiles, row_bytes);
+    __m256 acc = _mm256_setzero_ps();
+    for (size_t step = 0; step < blocks / kStepBlocks; ++step) {
+      prefetch.until((step + 1) * T::kStepBytes);
+      acc = step_rows<T>(row, step, kStepBlocks, x, acc);
+    }
+    prefetch.until(row_bytes);
+    if (blocks % kStepBlocks) acc = step_rows<T>(row, blocks / kStepBlocks, 1, x, acc);
+    store_rows(y + r, tiles.count[tiles.now], acc);
+  });
 }
 
 // ---- rows times several vectors

@@ -42,19 +42,70 @@ size_t tile_rows(const uint8_t* w, size_t row_bytes, const uint32_t* rows, size_
   return count;
 }
 
+// The present tile and the kAhead tiles after it.
+template <size_t kTile, size_t kAhead>
+struct TileRing {
+  const uint8_t* row[kAhead + 1][kTile];
+  size_t count[kAhead + 1];
+  size_t now = 0;
+
+  size_t slot(size_t later) const { return (now + later) % (kAhead + 1); }
+};
+
+// Calls tile(ring, first row's number) for tiles of kTile rows.
+template <size_t kTile, size_t kAhead, class Tile>
+void for_each_ring(const uint8_t* w, size_t row_bytes, const uint32_t* rows, size_t n_rows, const Tile& tile) {
+  TileRing<kTile, kAhead> ring;
+  for (size_t i = 0; i < kAhead; ++i) {
+    ring.count[i] = tile_rows<kTile>(w, row_bytes, rows, kTile * i, n_rows, ring.row[i]);
+  }
+  for (size_t r = 0; r < n_rows; r += kTile, ring.now = ring.slot(1)) {
+    const size_t last = ring.slot(kAhead);
+    ring.count[last] = tile_rows<kTile>(w, row_bytes, rows, r + kTile * kAhead, n_rows, ring.row[last]);
+    tile(ring, r);
+  }
+}
+
 // Calls tile(row pointers, count, prefetch, first row's number) for tiles of kTile rows, with the tile kAhead tiles
 // further on being prefetched.
 template <size_t kTile, size_t kAhead, class Tile>
 void for_each_tile(const uint8_t* w, size_t row_bytes, const uint32_t* rows, size_t n_rows, const Tile& tile) {
-  const uint8_t* row[kAhead + 1][kTile];
-  size_t count[kAhead + 1];
-  for (size_t i = 0; i < kAhead; ++i) count[i] = tile_rows<kTile>(w, row_bytes, rows, kTile * i, n_rows, row[i]);
-  for (size_t r = 0, now = 0; r < n_rows; r += kTile, now = (now + 1) % (kAhead + 1)) {
-    const size_t later = (now + kAhead) % (kAhead + 1);
-    count[later] = tile_rows<kTile>(w, row_bytes, rows, r + kTile * kAhead, n_rows, row[later]);
-    tile(row[now], count[now], Prefetch{row[later], count[later], row_bytes}, r);
-  }
+  for_each_ring<kTile, kAhead>(w, row_bytes, rows, n_rows, [=, &tile](const TileRing<kTile, kAhead>& ring, size_t r) {
+    const size_t last = ring.slot(kAhead);
+    tile(ring.row[ring.now], ring.count[ring.now], Prefetch{ring.row[last], ring.count[last], row_bytes}, r);
+  });
 }
+
+// Asks for the lines of all tiles that follow, so that every line is asked for kAhead times. Zen 4 drops prefetches
+// while it waits for other lines, and a line that was dropped is loaded by a stalled pipeline: plain loads of gathered
+// rows of 864 bytes, 16 rows ahead, ran at 12 GB/s with one request per line, at 16 with two and at 20 with three.
+// Line after line of all rows of a tile, which was faster than row after row.
+template <size_t kTile, size_t kAhead>
+class RepeatedPrefetch {
+ public:
+  RepeatedPrefetch(const TileRing<kTile, kAhead>& ring, size_t row_bytes) : row_bytes_(row_bytes) {
+    for (size_t later = kAhead; later > 0; --later) {
+      const size_t slot = ring.slot(later);
+      if (ring.count[slot]) row_[n_++] = ring.row[slot];
+    }
+  }
+
+  // The lines up to byte `end` of each row.
+  void until(size_t end) {
+    const size_t last = end < row_bytes_ ? end : row_bytes_;
+    for (; at_ < last; at_ += 64) {
+      for (size_t t = 0; t < n_; ++t) {
+        for (size_t i = 0; i < kTile; ++i) __builtin_prefetch(row_[t][i] + at_, 0, 2);
+      }
+    }
+  }
+
+ private:
+  const uint8_t* const* row_[kAhead];  // tiles, the furthest first
+  size_t n_ = 0;
+  size_t row_bytes_;
+  size_t at_ = 0;
+};
 
 // Rule 8 over gathered rows, kTile at a time: Axpy<8>::run or Axpy<1>::run(row pointers, coefficients, first block,
 // end block, prefetch, y).

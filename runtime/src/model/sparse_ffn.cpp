@@ -6,11 +6,18 @@
 namespace sbr {
 namespace {
 
+// scratch.products[i] = row i of `rows` times x.
+void gather(Worker& worker, const Matrix& w, const uint32_t* rows, size_t n, const Activation* x) {
+  worker.step.kernels.weights[w.type].gather_gemv(w.data, w.row_bytes, rows, n, w.cols, x,
+                                                  worker.scratch.products.data());
+}
+
 // One segment of one layer: neurons [row_begin, row_end) of an expert, for all of the expert's tokens.
 class SegmentTask {
  public:
   SegmentTask(Worker& worker, uint32_t l, Segment& segment)
       : worker_(worker),
+        l_(l),
         ws_(worker.step.ws),
         kernels_(worker.step.kernels),
         layer_(worker.step.weights.layers[l]),
@@ -19,37 +26,42 @@ class SegmentTask {
         F_(worker.step.config.n_ff),
         n_(segment.row_end - segment.row_begin),
         relu_(worker.step.config.relu_experts()),
-        expert_row_(size_t{group_.expert} * F_) {}
+        sparse_(worker.step.sparsity.sparse(l)),
+        expert_row_(group_.expert * F_) {}
 
-  void run(uint32_t l) {
-    const bool sparse = worker_.step.sparsity.sparse(l);
+  void run() {
     multiply_group(layer_.gate, ws_.gate.data());
-    if (!sparse) multiply_group(layer_.up, ws_.up.data());
+    if (!sparse_) multiply_group(layer_.up, ws_.up.data());
 
+    const uint32_t* rows = worker_.scratch.rows.data();
+    uint64_t up_rows = sparse_ ? 0 : n_;
+    if (sparse_ && group_.count > 1) std::memset(worker_.scratch.touched.data(), 0, n_);
     segment_.active = 0;
-    uint64_t up_rows = sparse ? 0 : n_;
-    if (sparse && group_.count > 1) std::memset(worker_.scratch.touched.data(), 0, n_);
     for (uint32_t p = group_.first; p < group_.first + group_.count; ++p) {
-      worker_.expect_finite(gate(p), n_);
-      // SiLU is nowhere zero: all neurons count as active.
-      const size_t active =
-          relu_ ? kernels_.compact_greater(gate(p), n_, 0.0f, segment_.row_begin, worker_.scratch.rows.data()) : n_;
+      const size_t active = compact(p, worker_.scratch.rows.data());
       segment_.active += active;
-      if (sparse) {
-        up_rows += gather_up(p, active);
-        deliver_sparse(p, active);
+      if (sparse_) {
+        gather(worker_, layer_.up, rows, active, input(p));
+        up_rows += group_.count == 1 ? active : touch(rows, active);
+        deliver_sparse(p, rows, worker_.scratch.products.data(), active);
       } else {
         deliver_dense(p);
       }
     }
+    count(up_rows);
+  }
 
-    Tally& tally = worker_.tally;
-    tally.neurons_examined[l] += uint64_t{n_} * group_.count;
-    tally.neurons_active[l] += segment_.active;
-    tally.ffn_bytes += n_ * layer_.gate.row_bytes + up_rows * layer_.up.row_bytes;
-    if (!worker_.step.neuron_major_down) return;
-    // Down is read once per neuron that any of the tokens uses (the same ones as up).
-    tally.ffn_bytes += up_rows * layer_.down.row_bytes;
+  // The same for one token and a sparse layer, in two parts: the up rows of all segments are gathered in between, at
+  // once, because a gather's first rows come slowly. Appends the active rows of up to `rows`; returns how many.
+  size_t select(uint32_t* rows) {
+    multiply_group(layer_.gate, ws_.gate.data());
+    segment_.active = compact(group_.first, rows);
+    return segment_.active;
+  }
+
+  void deliver(const uint32_t* rows, const float* products) {
+    deliver_sparse(group_.first, rows, products, segment_.active);
+    count(segment_.active);
   }
 
  private:
@@ -72,31 +84,41 @@ class SegmentTask {
     }
   }
 
-  // scratch.products[i] = up row i of scratch.rows times the token. Returns how many of the rows no earlier token of
-  // the group read.
-  uint64_t gather_up(uint32_t p, size_t active) {
-    const Scratch& scratch = worker_.scratch;
-    const Matrix& w = layer_.up;
-    kernels_.weights[w.type].gather_gemv(w.row(expert_row_), w.row_bytes, scratch.rows.data(), active, w.cols, input(p),
-                                         worker_.scratch.products.data());
-    if (group_.count == 1) return active;
+  // The rows of up that belong to active neurons, ascending. SiLU is nowhere zero: all neurons count as active.
+  size_t compact(uint32_t p, uint32_t* rows) {
+    worker_.expect_finite(gate(p), n_);
+    if (!relu_) return n_;
+    return kernels_.compact_greater(gate(p), n_, 0.0f, expert_row_ + segment_.row_begin, rows);
+  }
+
+  // Returns how many of the rows no earlier token of the group read.
+  uint64_t touch(const uint32_t* rows, size_t active) {
     uint64_t fresh = 0;
     for (size_t i = 0; i < active; ++i) {
-      uint8_t& touched = worker_.scratch.touched[scratch.rows[i] - segment_.row_begin];
+      uint8_t& touched = worker_.scratch.touched[rows[i] - expert_row_ - segment_.row_begin];
       fresh += touched == 0;
       touched = 1;
     }
     return fresh;
   }
 
-  void deliver_sparse(uint32_t p, size_t active) {
-    const Scratch& scratch = worker_.scratch;
+  void count(uint64_t up_rows) {
+    Tally& tally = worker_.tally;
+    tally.neurons_examined[l_] += uint64_t{n_} * group_.count;
+    tally.neurons_active[l_] += segment_.active;
+    tally.ffn_bytes += n_ * layer_.gate.row_bytes + up_rows * layer_.up.row_bytes;
+    // Down is read once per neuron that any of the tokens uses (the same ones as up).
+    if (worker_.step.neuron_major_down) tally.ffn_bytes += up_rows * layer_.down.row_bytes;
+  }
+
+  void deliver_sparse(uint32_t p, const uint32_t* up_rows, const float* products, size_t active) {
+    const float* gates = ws_.gate.data() + size_t{p} * F_;
     if (worker_.step.neuron_major_down) {
       uint32_t* rows = ws_.active_rows.data() + at(p);
       float* values = ws_.active_values.data() + at(p);
       for (size_t i = 0; i < active; ++i) {
-        rows[i] = scratch.rows[i];
-        values[i] = ws_.gate[size_t{p} * F_ + rows[i]] * scratch.products[i];
+        rows[i] = up_rows[i] - expert_row_;
+        values[i] = gates[rows[i]] * products[i];
       }
       ws_.active_count[size_t{p} * (F_ / 32 + 1) + segment_.row_begin / 32] = static_cast<uint32_t>(active);
       return;
@@ -104,8 +126,8 @@ class SegmentTask {
     float* hidden = ws_.hidden.f(p);
     std::fill(hidden + segment_.row_begin, hidden + segment_.row_end, 0.0f);
     for (size_t i = 0; i < active; ++i) {
-      const uint32_t row = scratch.rows[i];
-      hidden[row] = ws_.gate[size_t{p} * F_ + row] * scratch.products[i];
+      const uint32_t row = up_rows[i] - expert_row_;
+      hidden[row] = gates[row] * products[i];
     }
     quantise_hidden(p);
   }
@@ -127,6 +149,7 @@ class SegmentTask {
   }
 
   Worker& worker_;
+  const uint32_t l_;
   Workspace& ws_;
   const Kernels& kernels_;
   const LayerWeights& layer_;
@@ -135,7 +158,8 @@ class SegmentTask {
   const uint32_t F_;
   const uint32_t n_;  // neurons of the segment
   const bool relu_;
-  const size_t expert_row_;
+  const bool sparse_;
+  const uint32_t expert_row_;
 };
 
 // Rule 8: y[p][c] += value_j * down[j][c] over the neurons of the group's segments, ascending; columns [begin, end).
@@ -212,8 +236,21 @@ void project_down_by_column(Worker& worker, const Matrix& down) {
 
 void activate_neurons(Worker& worker, uint32_t l) {
   ExpertPlan& plan = worker.step.ws.plan;
-  for (uint32_t s = plan.segment_begin[worker.tid]; s < plan.segment_begin[worker.tid + 1]; ++s) {
-    SegmentTask(worker, l, plan.segments[s]).run(l);
+  const uint32_t begin = plan.segment_begin[worker.tid], end = plan.segment_begin[worker.tid + 1];
+  if (begin == end) return;
+  if (!worker.alone() || !worker.step.sparsity.sparse(l)) {
+    for (uint32_t s = begin; s < end; ++s) SegmentTask(worker, l, plan.segments[s]).run();
+    return;
+  }
+  uint32_t* rows = worker.scratch.rows.data();
+  size_t active = 0;
+  for (uint32_t s = begin; s < end; ++s) active += SegmentTask(worker, l, plan.segments[s]).select(rows + active);
+  gather(worker, worker.step.weights.layers[l].up, rows, active, worker.normed().views.data());
+  const float* products = worker.scratch.products.data();
+  for (uint32_t s = begin; s < end; ++s) {
+    SegmentTask(worker, l, plan.segments[s]).deliver(rows, products);
+    rows += plan.segments[s].active;
+    products += plan.segments[s].active;
   }
 }
 

@@ -86,8 +86,8 @@ Workspace make_workspace(const Config& c, const Weights& weights, uint32_t n_bat
     scratch.x = Buffer<float>(D);
     scratch.normed = Activations(1, D);
     if (c.n_expert != 0) {
-      scratch.rows = Buffer<uint32_t>(F + 16);
-      scratch.products = Buffer<float>(F);
+      scratch.rows = Buffer<uint32_t>(c.n_expert_used * F + 16);
+      scratch.products = Buffer<float>(c.n_expert_used * F);
       scratch.touched = Buffer<uint8_t>(F);
     }
     if (r != 0) scratch.predictor = Activations(1, r);

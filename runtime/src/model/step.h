@@ -90,8 +90,8 @@ struct ExpertPlan {
 // Scratch of one thread.
 struct Scratch {
   Buffer<float> scores;       // attention: [heads of a group][n_ctx]; also one head
-  Buffer<uint32_t> rows;      // compacted neuron numbers [F + 16]
-  Buffer<float> products;     // their up products [F]
+  Buffer<uint32_t> rows;      // rows of up of active neurons: one token's [K * F + 16]
+  Buffer<float> products;     // their products [K * F]
   Buffer<uint8_t> touched;    // [F] neurons that any token of a group used
   Buffer<float> mixed;        // [D]
   Buffer<uint8_t> embedding;  // a row of interleaved embeddings
