@@ -207,6 +207,32 @@ def prepare(
     )
 
 
+def every_pair(
+    case: str, a: pd.DataFrame, b: pd.DataFrame, metric: str, together: Sequence[tuple[int, int]]
+) -> Prepared | None:
+    """All pairs of runs that ended well, disturbed or not; None where there is none or output was wrong.
+
+    What comes and goes hits either half of a pair alike, because their order is drawn: it widens the interval
+    of the ratio, but does not move it to one side."""
+    if cells.is_wrong(a) or cells.is_wrong(b):
+        return None
+    good_a, good_b = (set(rows.index[rows["usable"] & rows[metric].notna()]) for rows in (a, b))
+    both = [(i, j) for i, j in together if i in good_a and j in good_b]
+    if not both:
+        return None
+    used_a, used_b = a.loc[[i for i, _ in both]], b.loc[[j for _, j in both]]
+    return Prepared(
+        case,
+        metric,
+        used_a.iloc[0],
+        _sample(a, used_a, metric, 0),
+        _sample(b, used_b, metric, 0),
+        True,
+        used_a[metric].to_numpy(dtype=np.float64),
+        used_b[metric].to_numpy(dtype=np.float64),
+    )
+
+
 def judge(prepared: Sequence[Prepared], threshold: float | None, floor: Floor = no_floor) -> list[Comparison]:
     """Compares cases together: their p values are adjusted for each other."""
     own = [

@@ -18,7 +18,7 @@ from typing import Any
 import pandas as pd
 
 from stbench.catalogue import STANDARD_SUFFIX
-from stbench.compare import METRICS, Comparison, Prepared, judge, pairing, prepare
+from stbench.compare import METRICS, Comparison, Prepared, every_pair, judge, pairing, prepare
 from stbench.errors import InputError
 from stbench.sides import Side
 from stbench.table import Cell, Column, Row, Table, clean, number
@@ -46,8 +46,10 @@ class Bar:
 
 @dataclass(frozen=True)
 class EngineRow:
-    """``comparison``: A is the other engine, B is ours. The verdicts are "met", "not met" and "inconclusive",
-    or "" where no bar is set."""
+    """``comparison``: A is the other engine, B is ours; of undisturbed pairs, or of all where there is none.
+    ``every``: of all pairs, disturbed or not; None where runs are not paired. The verdicts are "met", "not
+    met" and "inconclusive", or "" where no bar is set; ``decided_by`` is "every" where they rest on all
+    pairs, because fewer than FEWEST_PAIRS are undisturbed, else "undisturbed"."""
 
     device: str
     model: str
@@ -55,9 +57,11 @@ class EngineRow:
     workload: str
     threads: int
     comparison: Comparison
+    every: Comparison | None
     bar: Bar | None
     bar_verdict: str
     goal_verdict: str
+    decided_by: str
 
 
 @dataclass(frozen=True)
@@ -103,7 +107,7 @@ def engine_ratios(
                 hint=f"stbench sweep --engines {ours},{others} measures both in one campaign",
             )
     notes: list[str] = []
-    named: list[tuple[pd.DataFrame, Prepared]] = []
+    named: list[tuple[pd.DataFrame, Prepared, Prepared | None]] = []
     for _, group in frame.groupby(list(_ROW), sort=False):
         theirs = group[group["engine"] == others]
         mine = group[group["engine"] == ours]
@@ -117,15 +121,19 @@ def engine_ratios(
             for metric in wanted:
                 if rows["n_gen" if metric == "decode_tps" else "n_prompt"].iloc[0]:
                     label = clean(str(rows["label"].iloc[0]), 120)
-                    made = prepare(label, theirs, rows, metric, notes, pairing(theirs, rows))
+                    together = pairing(theirs, rows)
+                    every = every_pair(label, theirs, rows, metric, together) if together else None
+                    made = prepare(label, theirs, rows, metric, notes, together) or every
                     if made is not None:
-                        named.append((rows, made))
+                        named.append((rows, made, every))
     if not named:
         raise InputError(f"{side.name}: no case has speeds of both engines; " + "; ".join(notes))
-    judged = judge([made for _, made in named], None)
+    judged = judge([made for _, made, _ in named], None)
+    of_all = iter(judge([every for _, _, every in named if every is not None], None))
     return EngineRatios(
         tuple(
-            _row(ours, others, rows, comparison) for (rows, _), comparison in zip(named, judged, strict=True)
+            _row(ours, others, rows, comparison, None if every is None else next(of_all), made is every)
+            for (rows, made, every), comparison in zip(named, judged, strict=True)
         ),
         tuple(notes),
     )
@@ -149,7 +157,14 @@ def _check_alike(name: str, mine: pd.DataFrame, theirs: pd.DataFrame) -> None:
         raise InputError(f"{name}: unlike rows are not compared:\n" + "\n".join(problems))
 
 
-def _row(ours: str, others: str, rows: pd.DataFrame, comparison: Comparison) -> EngineRow:
+def _row(
+    ours: str,
+    others: str,
+    rows: pd.DataFrame,
+    comparison: Comparison,
+    every: Comparison | None,
+    only_disturbed: bool,
+) -> EngineRow:
     first = rows.iloc[0]
     key = (
         ours,
@@ -160,6 +175,9 @@ def _row(ours: str, others: str, rows: pd.DataFrame, comparison: Comparison) -> 
         str(first["workload"]),
     )
     bar = bars().get(key)
+    decides, decided_by = comparison, "every" if only_disturbed else "undisturbed"
+    if comparison.n < FEWEST_PAIRS and every is not None and every.n >= FEWEST_PAIRS:
+        decides, decided_by = every, "every"
     return EngineRow(
         device=str(first["device"]),
         model=str(first["model"]),
@@ -167,9 +185,11 @@ def _row(ours: str, others: str, rows: pd.DataFrame, comparison: Comparison) -> 
         workload=str(first["workload"]),
         threads=int(first["threads"]),
         comparison=comparison,
+        every=every,
         bar=bar,
-        bar_verdict=held_against(comparison, bar.bar) if bar else "",
-        goal_verdict=held_against(comparison, bar.goal) if bar else "",
+        bar_verdict=held_against(decides, bar.bar) if bar else "",
+        goal_verdict=held_against(decides, bar.goal) if bar else "",
+        decided_by=decided_by,
     )
 
 
@@ -184,12 +204,14 @@ def held_against(comparison: Comparison, wanted: float) -> str:
 
 def ratio_table(found: EngineRatios, ours: str, others: str) -> Table:
     """The table for people."""
+    disturbed = any(_has_more(row) for row in found.rows)
     columns = (
         Column("case", "Case", "label"),
         Column("theirs", f"{others}\ntokens/s", "speed", "tokens/s"),
         Column("ours", f"{ours}\ntokens/s", "speed", "tokens/s"),
         Column("ratio", f"{ours} / {others}", "ratio"),
         Column("n", "n", "text"),
+        *((Column("every", "with disturbed\npairs", "ratio"),) if disturbed else ()),
         Column("bar", "bar", "text"),
         Column("goal", "goal", "text"),
         Column("isa", f"{ours}\nISA", "text"),
@@ -202,15 +224,31 @@ def ratio_table(found: EngineRatios, ours: str, others: str) -> Table:
             f"with fewer than {FEWEST_PAIRS} pairs; where bars come from: "
             "stbench/data/bars.notes.md."
         )
+    if disturbed:
+        lines.append(
+            "With disturbed pairs: all pairs of runs that ended well, each of one round. What comes and goes "
+            "hits either run of a pair alike, which widens the interval and does not move it."
+        )
+    if any(row.decided_by == "every" for row in found.rows):
+        lines.append(
+            f"d: fewer than {FEWEST_PAIRS} pairs are undisturbed, so that all pairs decide, disturbed ones "
+            "included."
+        )
     lines.append(f"Sparse rows stand against the dense row of {others}, which has no sparse one.")
     metrics = sorted({METRICS[row.comparison.metric].partition(",")[0] for row in found.rows})
     title = f"{ours} beside {others}: {' and '.join(metrics)}"
     return Table("versus", title, columns, rows, (*lines, *found.notes))
 
 
+def _has_more(row: EngineRow) -> bool:
+    return row.every is not None and row.every.n > row.comparison.n
+
+
 def _cells(row: EngineRow) -> dict[str, Cell]:
     case = row.comparison
-    text = ratio_text(case.ratio, case.low, case.high, case.kind, case.n)
+    mark = " d" if row.decided_by == "every" else ""
+    only_disturbed = bool(mark) and not _has_more(row)
+    text = ratio_text(case.ratio, case.low, case.high, case.kind, case.n) + mark * only_disturbed
     cells = {
         "theirs": Cell(number(case.a.median), value=case.a.median, n=case.a.n),
         "ours": Cell(number(case.b.median), value=case.b.median, n=case.b.n),
@@ -218,9 +256,13 @@ def _cells(row: EngineRow) -> dict[str, Cell]:
         "n": Cell(n_text(case)),
         "isa": Cell(clean("/".join(case.b.isa), 40)),
     }
+    if row.every is not None and _has_more(row):
+        all_of_it = row.every
+        text = ratio_text(all_of_it.ratio, all_of_it.low, all_of_it.high, all_of_it.kind, all_of_it.n)
+        cells["every"] = Cell(f"{text}, {n_text(all_of_it)}", value=all_of_it.ratio, n=all_of_it.n)
     if row.bar is not None:
-        cells["bar"] = Cell(f"{row.bar.bar:g} {row.bar_verdict}", value=row.bar.bar)
-        cells["goal"] = Cell(f"{row.bar.goal:g} {row.goal_verdict}", value=row.bar.goal)
+        cells["bar"] = Cell(f"{row.bar.bar:g} {row.bar_verdict}{mark}", value=row.bar.bar)
+        cells["goal"] = Cell(f"{row.bar.goal:g} {row.goal_verdict}{mark}", value=row.bar.goal)
     return cells
 
 

@@ -112,6 +112,29 @@ def test_a_ratio_at_the_bar_and_few_pairs_are_inconclusive() -> None:
     assert {row.comparison.n for row in ratios(marked).rows} == {8}
 
 
+def test_where_few_pairs_are_undisturbed_all_pairs_decide_and_the_table_marks_it() -> None:
+    """Undisturbed pairs have the first word: with nine of them the others are shown and decide nothing."""
+    few = [disturbed(one) if one.replicate >= 5 else one for one in campaign(12)]
+    rows = {(row.model, row.switches): row for row in ratios(few).rows}
+    dense = rows["smallthinker-4b", "dense"]
+    assert dense.every is not None
+    assert (dense.comparison.n, dense.every.n, dense.decided_by) == (5, 12, "every")
+    assert (dense.bar_verdict, dense.goal_verdict) == ("met", "not met")
+    text = render.markdown([ratio_table(ratios(few), "sbr", "llama-bench")])
+    assert "| 1.4 met d | 1.7 not met d |" in text
+    assert "12 pairs" in text
+    assert "d: fewer than 9 pairs are undisturbed" in text
+
+    enough = [disturbed(one) if one.replicate >= 9 else one for one in campaign(12)]
+    row = ratios(enough).rows[0]
+    assert row.every is not None
+    assert (row.comparison.n, row.every.n, row.decided_by) == (9, 12, "undisturbed")
+    none_left = [disturbed(one) for one in campaign(9)]
+    assert {row.comparison.n for row in ratios(none_left).rows} == {9}
+    assert {row.decided_by for row in ratios(none_left).rows} == {"every"}
+    assert "] d | 9 pairs |" in render.markdown([ratio_table(ratios(none_left), "sbr", "llama-bench")])
+
+
 def test_the_table_says_it_all() -> None:
     table = ratio_table(ratios(campaign()), "sbr", "llama-bench")
     console = Console(width=200, record=True, file=io.StringIO())
