@@ -1,18 +1,16 @@
 """Talks to the agent on a device: one process per request, JSON on its stdin, JSON lines on its stdout.
 
 Whatever the process does, :meth:`Agent.run` comes back with a record: a crash, a hang and silence have a
-status.
+status. Where a link that can break lies between, :mod:`stbench.remote_run` follows the job.
 """
 
 from __future__ import annotations
 
-import datetime
-import signal
-import time
 from collections.abc import Callable, Iterator
 from typing import TypeVar
 
-from stbench.agent import wire
+from stbench.agent import lease, wire
+from stbench.agent.describe import ModelHeader
 from stbench.agent.wire import (
     DeviceFacts,
     JobSpec,
@@ -22,13 +20,18 @@ from stbench.agent.wire import (
     ModelFile,
     RunRecord,
 )
+from stbench.answers import JobInterrupted as JobInterrupted
+from stbench.answers import Watch, how, message, own_record, why, with_last_line
+from stbench.board import agent_argv
 from stbench.connectors.base import Connector, Ending, Running
 from stbench.deploy import Deployment
-from stbench.errors import AgentError, ModelError, NoSpace
+from stbench.errors import AgentError, LinkLost, ModelError, NoSpace
+from stbench.remote_run import Patience, RemoteRuns, cancelling
+from stbench.stopping import Stop
 from stbench.sweep import FAKE
 from stbench.yamlfile import printable
 
-Message = TypeVar("Message")
+Answer = TypeVar("Answer")
 OnBytes = Callable[[str, int, int], None]
 
 # The agent keeps to a job's own time limit; this is for one that does not.
@@ -37,21 +40,16 @@ PROBE_TIMEOUT_S = 60.0
 MAKE_TIMEOUT_S = 7200.0
 
 
-class JobInterrupted(Exception):
-    """The user stopped a running job; ``record`` says so."""
-
-    def __init__(self, record: RunRecord) -> None:
-        super().__init__(record.label)
-        self.record = record
-
-
 class Agent:
     """The agent of one device, deployed."""
 
-    def __init__(self, name: str, connector: Connector, deployment: Deployment) -> None:
+    def __init__(
+        self, name: str, connector: Connector, deployment: Deployment, patience: Patience | None = None
+    ) -> None:
         self.name = name
         self.connector = connector
         self.deployment = deployment
+        self._detached = RemoteRuns(name, connector, self._start, patience or Patience())
 
     def facts(self) -> DeviceFacts:
         """What the device reports about itself. Raises :class:`AgentError`."""
@@ -69,47 +67,88 @@ class Agent:
         """Hashes a file on the device. Raises :class:`ModelError`."""
         return self._file("digest", MakeRequest(path), on_bytes)
 
+    def header(self, path: str) -> ModelHeader:
+        """What a GGUF file on the device says of itself. Raises :class:`ModelError`."""
+        request = wire.dumps(MakeRequest(path, self.deployment.library)).encode() + b"\n"
+        found = self._last(self._start(["describe"], request, PROBE_TIMEOUT_S), ModelHeader)
+        if found.problem:
+            raise ModelError(f"{self.name}: {printable(found.problem)}")
+        return found
+
+    def note_digest(self, path: str, sha256: str) -> None:
+        """Tells the device the digest of a file that was sent there, so that it is not read again."""
+        request = wire.dumps(ModelFile("ok", path, sha256=sha256)).encode() + b"\n"
+        self._last(self._start(["note-digest"], request, PROBE_TIMEOUT_S), ModelFile)
+
     def limits(self, request: LimitsRequest) -> list[LimitResult]:
         """What the device can do at best. Raises :class:`AgentError`."""
         timeout = PROBE_TIMEOUT_S + 10 * sum(probe.duration_s for probe in request.probes)
         running = self._start(["rooflines"], wire.dumps(request).encode(), timeout)
-        found = [m for line in self._lines(running) if (m := _message(LimitResult, line)) is not None]
+        found = [m for line in self._lines(running) if (m := message(LimitResult, line)) is not None]
         self._require_end(running.ending(), len(found) == len(request.probes))
         return found
 
-    def run(self, job: JobSpec) -> RunRecord:
-        """One job, one record. Raises :class:`JobInterrupted` on Ctrl-C, after ending the job."""
-        started_at, begin = _now(), time.monotonic()
-        running = self._start(["run"], wire.dumps(job).encode() + b"\n", job.timeout_s + GRACE_S)
-        record: RunRecord | None = None
-        try:
-            for line in running.lines():
-                record = _own_record(job, line) or record
-            ending = running.ending()
-        except KeyboardInterrupt:
-            running.cancel()
-            for line in running.lines():
-                record = _own_record(job, line) or record
-            running.ending()
-            stopped = record or _silent(job, "cancelled", "stopped by the user", started_at, begin)
-            raise JobInterrupted(stopped) from None
-        finally:
-            running.kill()
-        if record is not None:
-            return record
-        status, detail = _why(ending, job)
-        return _silent(job, status, detail, started_at, begin)
+    def run(self, job: JobSpec, stop: Stop | None = None) -> RunRecord:
+        """One job, one record. Raises :class:`JobInterrupted` on Ctrl-C or when asked to stop, after ending
+        the job; for a device behind a link also what :meth:`stbench.remote_run.RemoteRuns.run` raises."""
+        stop = stop or Stop()
+        return self._detached.run(job, stop) if self.connector.remote else self._run_here(job, stop)
+
+    def stored(self, record: RunRecord) -> None:
+        """Call it when a record of :meth:`run` is on this machine's disk, and for all that are when a
+        campaign is resumed: a device behind a link keeps it until then."""
+        if self.connector.remote:
+            self._detached.stored(record)
+
+    def settle(self) -> None:
+        """Call it when a device has no more to do: it forgets what is stored here."""
+        if self.connector.remote:
+            self._detached.settle()
+
+    def reconnect(self, stop: Stop, why: str) -> None:
+        """A new connection after a lost one, for what is asked again besides jobs. Raises what
+        :meth:`stbench.remote_run.RemoteRuns.reconnect` does."""
+        self._detached.reconnect(stop, why)
 
     def never_started(self, job: JobSpec, why: str) -> RunRecord:
         """The record of a job that has no chance: its model could not be made."""
-        return _silent(job, "failed", why, _now(), time.monotonic())
+        return Watch().record(job, "failed", why)
+
+    def _run_here(self, job: JobSpec, stop: Stop) -> RunRecord:
+        watch = Watch()
+        limit_s = lease.lease_s(job, GRACE_S)
+        running = self._start(["run"], wire.dumps(job).encode() + b"\n", limit_s)
+        record: RunRecord | None = None
+        try:
+            with cancelling(running, stop, running.cancel):
+                try:
+                    for line in running.lines():
+                        record = own_record(job, line) or record
+                except KeyboardInterrupt:
+                    # In the main thread nobody else hears it.
+                    stop.ask()
+                    for line in running.lines():
+                        record = own_record(job, line) or record
+                ending = running.ending()
+        finally:
+            running.kill()
+        if stop.asked:
+            raise JobInterrupted(record or watch.record(job, "cancelled", "stopped by the user"))
+        return record if record is not None else watch.record(job, *why(ending, job.timeout_s))
 
     # ---- one process ---------------------------------------------------------------------------------
 
-    def _start(self, arguments: list[str], stdin: bytes, timeout_s: float) -> Running:
-        # -I: neither the user's site-packages nor PYTHON* variables nor the working directory take part.
-        argv = [self.connector.python, "-I", self.deployment.agent, *arguments]
-        return self.connector.start(argv, stdin, timeout_s)
+    def _start(
+        self,
+        arguments: list[str],
+        stdin: bytes,
+        timeout_s: float,
+        *,
+        keep_stdin: bool = False,
+        silence_s: float | None = None,
+    ) -> Running:
+        argv = agent_argv(self.connector, self.deployment.agent, *arguments)
+        return self.connector.start(argv, stdin, timeout_s, keep_stdin=keep_stdin, silence_s=silence_s)
 
     def _lines(self, running: Running) -> Iterator[str]:
         try:
@@ -118,10 +157,10 @@ class Agent:
             running.kill()
             raise
 
-    def _last(self, running: Running, kind: type[Message]) -> Message:
+    def _last(self, running: Running, kind: type[Answer]) -> Answer:
         found = None
         for line in self._lines(running):
-            found = _message(kind, line) or found
+            found = message(kind, line) or found
         self._require_end(running.ending(), found is not None)
         assert found is not None
         return found
@@ -129,9 +168,10 @@ class Agent:
     def _require_end(self, ending: Ending, answered: bool) -> None:
         if answered and ending.code == 0:
             return
-        said = _last_line(ending.stderr)
+        if ending.lost:
+            raise LinkLost(with_last_line(f"{self.name}: the link broke during a request", ending))
         raise AgentError(
-            f"{self.name}: the agent {_how(ending)}" + (f": {said}" if said else ""),
+            with_last_line(f"{self.name}: the agent {how(ending)}", ending),
             hint="it needs Python 3.8 or newer on the device (devices.yaml: python)",
         )
 
@@ -140,9 +180,9 @@ class Agent:
         found: ModelFile | None = None
         try:
             for line in running.lines():
-                if (progress := _message(wire.Progress, line)) is not None:
+                if (progress := message(wire.Progress, line)) is not None:
                     on_bytes(progress.stage, progress.done_bytes, progress.total_bytes)
-                found = _message(ModelFile, line) or found
+                found = message(ModelFile, line) or found
         except KeyboardInterrupt:
             running.cancel()
             for _ in running.lines():
@@ -157,73 +197,6 @@ class Agent:
             kind = NoSpace if "space" in found.detail.lower() else ModelError
             raise kind(f"{self.name}: {printable(request.path)}: {printable(found.detail or found.status)}")
         return found
-
-
-def _now() -> str:
-    return datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="milliseconds")
-
-
-def _message(kind: type[Message], line: str) -> Message | None:
-    try:
-        return wire.loads(kind, line)
-    except wire.WireError:
-        return None
-
-
-def _own_record(job: JobSpec, line: str) -> RunRecord | None:
-    """A record on this line, if it is this job's: a device cannot speak for another."""
-    record = _message(RunRecord, line)
-    if record is None or (record.id, record.device, record.label) != (job.id, job.device, job.label):
-        return None
-    return record if record.status in wire.STATUSES else None
-
-
-def _silent(job: JobSpec, status: str, detail: str, started_at: str, begin: float) -> RunRecord:
-    """The record of a job whose process left none."""
-    return RunRecord(
-        id=job.id,
-        label=job.label,
-        campaign=job.campaign,
-        device=job.device,
-        case=job.case,
-        replicate=job.replicate,
-        engine=job.engine,
-        status=status,
-        detail=detail,
-        started_at=started_at,
-        wall_s=round(time.monotonic() - begin, 3),
-        model=job.model,
-        workload=job.workload,
-        settings=job.settings,
-        purpose=job.purpose,
-        program=job.program,
-        attempt=job.attempt,
-        choice=job.choice,
-    )
-
-
-def _why(ending: Ending, job: JobSpec) -> tuple[str, str]:
-    said = _last_line(ending.stderr)
-    detail = f"the agent {_how(ending)} without a record" + (f": {said}" if said else "")
-    if ending.timed_out:
-        return "timeout", f"no record after {job.timeout_s:g} s; the process was ended"
-    return ("crashed" if ending.code < 0 else "failed"), detail
-
-
-def _how(ending: Ending) -> str:
-    if ending.timed_out:
-        return "did not end in time"
-    if ending.code >= 0:
-        return f"ended with exit code {ending.code}"
-    try:
-        return f"was ended by {signal.Signals(-ending.code).name}"
-    except ValueError:
-        return f"was ended by signal {-ending.code}"
-
-
-def _last_line(text: str) -> str:
-    lines = [line for line in text.splitlines() if line.strip()]
-    return printable(lines[-1])[-300:] if lines else ""
 
 
 def needs_library(engine: str) -> bool:

@@ -28,7 +28,16 @@ from stbench.table import (
 WRONG_OUTPUT = "wrong-output"
 
 # What a cell with wrong output says nothing of.
-_SPEEDS = ("decode_tps", "prefill_tps", "ttft_ms", "tpot_ms", "tpot_p95_ms", "weight_gb_per_s", "limit_share")
+_SPEEDS = (
+    "decode_tps",
+    "prefill_tps",
+    "ttft_ms",
+    "tpot_ms",
+    "tpot_p95_ms",
+    "weight_gb_per_s",
+    "limit_share",
+    "joules_per_token",
+)
 
 
 def speed_cell(replicates: pd.DataFrame, metric: str) -> Cell:
@@ -159,6 +168,13 @@ def _details(replicates: pd.DataFrame) -> dict[str, Any]:
         "active_share": _median(usable["active_share"]),
         "lm_head_share": _median(usable["lm_head_share"]),
     }
+    if replicates["throttled_by"].any():
+        details["throttled_by"] = _texts(ran["throttled_by"])
+    if replicates["gate"].any():
+        details["gate"] = dict(sorted(Counter(replicates["gate"]).items()))
+    if usable["joules_per_token"].notna().any():
+        details["joules_per_token"] = _median(usable["joules_per_token"])
+        details["energy_sensor"] = _texts(usable["energy_sensor"])
     if replicates["read_gb_per_s"].notna().any():
         details |= {
             "disturbed": int(all_usable["disturbed"].sum()),

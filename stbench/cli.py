@@ -30,11 +30,19 @@ COMMANDS = {
     "perplexity": "measure the perplexity of a model on a text",
     "generate": "write text with a model",
     "inspect": "show what is in a GGUF file",
+    "build": "compile the native runtime for a board",
     "peer": "build llama.cpp, the outside referee",
 }
 
 # Optional packages -> the extra that brings them.
-EXTRAS = {"tokenizers": "generate", "ziglang": "cross", "cmake": "peer", "ninja": "peer", "gguf": "test"}
+EXTRAS = {
+    "tokenizers": "generate",
+    "ziglang": "cross",
+    "huggingface_hub": "hub",
+    "cmake": "peer",
+    "ninja": "peer",
+    "gguf": "test",
+}
 
 # What a shell reports for a program that died of SIGPIPE.
 EXIT_BROKEN_PIPE = 141

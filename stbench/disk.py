@@ -14,6 +14,7 @@ measured in the same minute as ours on the transposed file. Where pairs matter, 
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -67,12 +68,14 @@ def room_sentence(device: str, peak: int, free: int | None, one_at_a_time: bool)
 
 
 class MadeFiles:
-    """The model files that a campaign made itself and has to delete, kept in its directory.
+    """The model files that a campaign made itself and has to delete, kept in its directory. Several threads
+    may use it: one lock holds for the list and its file, not while a device deletes.
 
     Raises :class:`StoreError` when the list cannot be read."""
 
     def __init__(self, directory: Path) -> None:
         self._path = directory / MADE
+        self._lock = threading.Lock()
         self._files: list[tuple[str, str]] = []
         if self._path.exists():
             try:
@@ -87,17 +90,20 @@ class MadeFiles:
 
     def note(self, device: str, path: str) -> None:
         """A file is about to be made."""
-        if (device, path) not in self._files:
-            self._files.append((device, path))
-            self._keep()
+        with self._lock:
+            if (device, path) not in self._files:
+                self._files.append((device, path))
+                self._keep()
 
     def delete(self, device: str, path: str, connector: Connector) -> bool:
         """Deletes a file and what lies beside it, if it is one of these. Returns whether it was."""
-        if (device, path) not in self._files:
-            return False
+        with self._lock:
+            if (device, path) not in self._files:
+                return False
         remove_model(connector, path)
-        self._files.remove((device, path))
-        self._keep()
+        with self._lock:
+            self._files.remove((device, path))
+            self._keep()
         return True
 
     def _keep(self) -> None:

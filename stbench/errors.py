@@ -85,6 +85,22 @@ class DeviceError(StbenchError):
     exit_code = EXIT_UNREACHABLE
 
 
+class Unreachable(DeviceError):
+    """No connection: name, port, network, or a device that is off."""
+
+
+class HostKeyRefused(DeviceError):
+    """The device's host key is unknown, or not the one that was pinned."""
+
+
+class LoginRefused(DeviceError):
+    """The device was reached, but lets none of our keys in."""
+
+
+class LinkLost(DeviceError):
+    """The link was there and broke; trying again may help."""
+
+
 class AgentError(DeviceError):
     """The agent on a device ended without the answer that it owes."""
 

@@ -21,6 +21,9 @@ Nothing is averaged here. Speeds exist only for records that ended "ok" and whos
 ``off_level``             disturbed only in that the campaign's bandwidth was another; steady by itself
 ``disturbance``           why, in words; "" when not disturbed
 ``other_cpu_share``       CPU time of other processes on the run's CPUs / time, in CPUs
+``throttled_by``          what showed that the device throttled; "" where nothing did
+``joules_per_token``      energy of the decode phase / its tokens, nothing subtracted for an idle machine
+``gate``                  how the wait for a cool device ended; "" where there was none
 ``limit_share``           speed / what the memory allowed then (:mod:`stbench.limit_share`)
 ``limit_why``             why there is no such number though bandwidth was probed
 ========================  ================================================================================
@@ -108,6 +111,12 @@ COLUMNS: dict[str, str] = {
     "output_hash": "object",
     "check_positions": "int64",
     "throttled": "object",
+    "throttled_by": "object",
+    "joules_per_token": "float64",
+    "energy_sensor": "object",
+    "gate": "object",
+    "gate_detail": "object",
+    "gate_waited_s": "float64",
     "weights_repacked": "object",
     "attempt": "int64",
     "read_gb_per_s": "float64",
@@ -273,7 +282,9 @@ def _row(record: RunRecord) -> dict[str, Any]:
         "output_hash": check.output_hash if check else "",
         "check_positions": check.positions if check else 0,
         "throttled": record.telemetry.throttled if record.telemetry else "unknown",
+        "throttled_by": "; ".join(record.telemetry.throttled_by) if record.telemetry else "",
     }
+    row.update(_heat_and_energy(record, usable))
     row.update(_speeds(record.samples if usable else None))
     row.update(_shares(record, row["decode_tps"]))
     row.update(_limits(record, row["decode_tps"]))
@@ -349,6 +360,17 @@ def _limits(record: RunRecord, decode_tps: float) -> dict[str, Any]:
         "other_cpu_share": _or_nan(other_cpu_share(record)),
         "limit_share": _or_nan(limit.share),
         "limit_why": limit.why,
+    }
+
+
+def _heat_and_energy(record: RunRecord, usable: bool) -> dict[str, Any]:
+    gate, energy = record.gate, record.energy if usable else None
+    return {
+        "joules_per_token": energy.joules / energy.tokens if energy and energy.tokens > 0 else math.nan,
+        "energy_sensor": energy.sensor if energy else "",
+        "gate": gate.outcome if gate else "",
+        "gate_detail": gate.detail if gate else "",
+        "gate_waited_s": gate.waited_s if gate else math.nan,
     }
 
 

@@ -2,90 +2,29 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
-
-import pydantic
+from typing import Any
 
 from stbench import yamlfile
 from stbench.axes import AUTO_THREADS
+from stbench.device_entry import NAME, DeviceEntry
 from stbench.engine_entries import EngineEntry, engines_of, parse_entries
 from stbench.errors import InputError, InventoryError
-
-# Names go into labels (`rpi5:smallthinker-4b/...`), file names and globs.
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
-
-
-def _threads(value: Any) -> Any:
-    if value in ("all", "auto"):
-        return value
-    items = value if isinstance(value, list) else [value]
-    if items and all(type(n) is int and 1 <= n <= 1024 for n in items):
-        return items
-    raise ValueError("a thread count, a list of them, all or auto")
-
-
-def _cpus(value: Any) -> Any:
-    """CPU numbers as a list or in the kernel's notation: ``0-3,8``."""
-    if isinstance(value, list) and value and all(type(n) is int and 0 <= n < 4096 for n in value):
-        return value
-    if isinstance(value, str) and re.fullmatch(r"\d{1,4}(-\d{1,4})?(,\d{1,4}(-\d{1,4})?)*", value):
-        cpus: list[int] = []
-        for part in value.split(","):
-            first, _, last = part.partition("-")
-            cpus.extend(range(int(first), int(last or first) + 1))
-        if cpus and len(set(cpus)) == len(cpus):
-            return cpus
-    raise ValueError('CPU numbers, such as [4, 5, 6, 7] or "4-7"')
-
-
-def _host(value: Any) -> Any:
-    if isinstance(value, str) and re.fullmatch(r"[A-Za-z0-9_\[][A-Za-z0-9._:\]%-]{0,252}", value):
-        return value
-    raise ValueError("a host name or address")
-
-
-def _absolute(value: Any) -> Any:
-    if isinstance(value, str) and value.startswith(("/", "~/")) and "\0" not in value:
-        return value
-    raise ValueError("an absolute path, or one that begins with ~/")
-
-
-Threads = Annotated[list[int] | Literal["all", "auto"], pydantic.BeforeValidator(_threads)]
-Cpus = Annotated[list[int], pydantic.BeforeValidator(_cpus)]
-Host = Annotated[str, pydantic.BeforeValidator(_host)]
-AbsolutePath = Annotated[str, pydantic.BeforeValidator(_absolute)]
-
-
-class DeviceEntry(pydantic.BaseModel):
-    """One device as written. Every key may be missing: it then comes from ``extends`` or from a default."""
-
-    model_config = pydantic.ConfigDict(extra="forbid", strict=True, frozen=True)
-
-    enabled: bool | None = None
-    connector: Literal["local", "ssh"] | None = None
-    host: Host | None = None
-    port: Annotated[int, pydantic.Field(ge=1, le=65535)] | None = None
-    user: str | None = None
-    work_dir: AbsolutePath | None = None
-    python: str | None = None
-    threads: Threads | None = None
-    cpus: Cpus | None = None
-    models: dict[str, AbsolutePath] | None = None
-    tags: list[str] | None = None
-    extends: str | None = None
-    timeout: Annotated[float, pydantic.Field(gt=0, le=86400)] | None = None
-    # Checked by itself, in stbench.engine_entries.
-    engines: Any = None
+from stbench.host_ranges import Ranges
+from stbench.no_secrets import take_out_secrets
 
 
 @dataclass(frozen=True)
 class Device:
     """A device with everything settled. ``threads`` None: all CPUs, AUTO_THREADS: searched for; ``cpus``
-    empty: not pinned; ``work_dir`` and ``python`` empty: the connector's default; ``timeout_s``: of one job;
+    empty: not pinned; texts that are empty: the connector's default. ``ssh_config`` is an alias in
+    ~/.ssh/config, ``key`` the path of a private key, ``proxy_jump`` the hosts to go through,
+    ``user@host:port,...``. Times in seconds: ``timeout_s`` of one job, ``connect_s`` for a connection to
+    stand, ``silence_s`` without a sign of life until the link counts as lost, ``reconnect_s`` for it to come
+    back, ``cool_down_s`` the longest wait of the thermal gate. ``power``: a command of this machine that
+    power-cycles the device; ``memory_limit``: how a limit is held (stbench.device_entry);
     ``engines``: the programs that devices.yaml describes for it."""
 
     name: str
@@ -102,6 +41,15 @@ class Device:
     tags: tuple[str, ...] = ()
     timeout_s: float = 600.0
     engines: Mapping[str, EngineEntry] = field(default_factory=dict)
+    ssh_config: str = ""
+    key: str = ""
+    proxy_jump: str = ""
+    connect_s: float = 15.0
+    silence_s: float = 20.0
+    reconnect_s: float = 300.0
+    cool_down_s: float = 120.0
+    power: str = ""
+    memory_limit: str = "auto"
 
 
 @dataclass(frozen=True)
@@ -131,6 +79,7 @@ def load_inventory(path: Path) -> Inventory:
 def parse_inventory(text: bytes, name: str) -> Inventory:
     """Parses the bytes of a devices file that messages call ``name``. Raises :class:`InventoryError`."""
     document = yamlfile.parse(text, name)
+    take_out_secrets(document)
     devices: tuple[Device, ...] = ()
     if document.data is not None or not document.problems:
         devices = _devices(document)
@@ -156,24 +105,32 @@ def _devices(document: yamlfile.Document) -> tuple[Device, ...]:
 
     entries: dict[str, DeviceEntry] = {}
     engines: dict[str, dict[str, EngineEntry]] = {}
+    ranges = Ranges(document)
     for name, data in written.items():
         path = ("devices", name)
-        if not NAME.fullmatch(name):
-            document.add(path, "a device name has letters, digits, dots, dashes and underscores only")
         entry = yamlfile.validate(document, DeviceEntry, {} if data is None else data, path)
-        if entry is not None:
-            entries[name] = entry
-            if entry.engines is not None:
-                engines[name] = parse_entries(document, entry.engines, (*path, "engines"))
+        own = None
+        if entry is not None and entry.engines is not None:
+            own = parse_entries(document, entry.engines, (*path, "engines"))
+        if not NAME.fullmatch(ranges.example(name)):
+            document.add(path, "a device name has letters, digits, dots, dashes and underscores only")
+        for made, one in ranges.devices(name, data, entry):
+            entries[made] = one
+            if own is not None:
+                engines[made] = own
     for name, data in written.items():
         base = data.get("extends") if isinstance(data, dict) else None
-        if isinstance(base, str) and base not in written:
+        if isinstance(base, str) and base not in written and ranges.example(base) not in ranges.makers:
             document.add(("devices", name, "extends"), yamlfile.unknown_name("device", base, written))
     devices = tuple(
-        _settle(document, name, entries, common, engines)
+        _settle(document, name, ranges.makers, entries, common, engines)
         for name in entries
         if _chain_is_intact(name, entries)
     )
+    for maker in ranges.one_place(devices):
+        document.add(
+            ("devices", maker), "these devices have one host; put the range into host (or ssh_config), too"
+        )
     return () if document.problems else devices
 
 
@@ -198,24 +155,26 @@ def _settled_threads(value: list[int] | str) -> tuple[int, ...] | None:
 def _settle(
     document: yamlfile.Document,
     name: str,
+    makers: Mapping[str, str],
     entries: dict[str, DeviceEntry],
     common: Mapping[str, EngineEntry],
     engines: Mapping[str, Mapping[str, EngineEntry]],
 ) -> Device:
     """Follows ``extends`` and fills defaults. ``enabled`` is never inherited: a template that is disabled
     must not disable, nor an enabled one enable, what is made from it."""
+    path = ("devices", makers[name])
     values: dict[str, Any] = {}
     chain = [name]
     while True:
         entry = entries[chain[-1]]
-        for key, value in entry.model_dump(exclude_none=True, exclude={"extends", "engines"}).items():
+        for key, value in _own_values(entry).items():
             if key != "enabled" or len(chain) == 1:
                 values.setdefault(key, value)
         if entry.extends is None:
             break
         if entry.extends in chain:
-            circle = " -> ".join([*chain, entry.extends])
-            document.add(("devices", name, "extends"), f"goes in a circle: {circle}")
+            circle = " -> ".join(makers[link] for link in [*chain, entry.extends])
+            document.add((*path, "extends"), f"goes in a circle: {circle}")
             break
         chain.append(entry.extends)
 
@@ -232,12 +191,27 @@ def _settle(
         cpus=tuple(values.get("cpus", ())),
         models=values.get("models", {}),
         tags=tuple(values.get("tags", ())),
-        timeout_s=float(values.get("timeout", 600.0)),
+        timeout_s=float(values.get("timeouts.run", Device.timeout_s)),
         engines=engines_of(common, [engines.get(link, {}) for link in chain]),
+        ssh_config=values.get("ssh_config", ""),
+        key=values.get("key", ""),
+        proxy_jump=values.get("proxy_jump", ""),
+        connect_s=float(values.get("timeouts.connect", Device.connect_s)),
+        silence_s=float(values.get("timeouts.silence", Device.silence_s)),
+        reconnect_s=float(values.get("timeouts.reconnect", Device.reconnect_s)),
+        cool_down_s=float(values.get("cool_down", Device.cool_down_s)),
+        power=values.get("power", ""),
+        memory_limit=values.get("memory_limit", Device.memory_limit),
     )
-    if device.enabled and device.connector == "ssh":
-        message = "devices over ssh are not in this version; set enabled: false"
-        document.add(("devices", name, "connector"), message)
-    if device.connector == "ssh" and not device.host:
-        document.add(("devices", name), "a device with connector: ssh needs the key host")
+    if device.enabled and device.connector == "ssh" and not (device.host or device.ssh_config):
+        document.add(path, "a device with connector: ssh needs the key host or ssh_config")
     return device
+
+
+def _own_values(entry: DeviceEntry) -> dict[str, Any]:
+    """What an entry itself says. Each time-out is inherited by itself; ``timeout`` is that of a run."""
+    values = entry.model_dump(exclude_none=True, exclude={"extends", "engines", "timeout", "timeouts"})
+    times = entry.timeouts.model_dump(exclude_none=True) if entry.timeouts is not None else {}
+    if entry.timeout is not None:
+        times["run"] = entry.timeout
+    return {**values, **{f"timeouts.{key}": seconds for key, seconds in times.items()}}

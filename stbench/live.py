@@ -1,86 +1,131 @@
-"""What a person sees while a campaign runs: a bar on a terminal, a line per result elsewhere. All on
-stderr."""
+"""What a person sees while a campaign runs: on a terminal a bar, and with several devices a line for each; a
+line per result elsewhere. All on stderr."""
 
 from __future__ import annotations
 
 import statistics
+import threading
 import time
 from types import TracebackType
 
-from rich.console import Console
+from rich.console import Console, Group, RenderableType
+from rich.live import Live as Screen
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from stbench.agent.wire import JobSpec, RunRecord
+from stbench.ledger import Progress as Standing
+from stbench.live_rows import Row, rows_table
+from stbench.live_rows import duration as duration
 from stbench.yamlfile import printable
 
-# Without a terminal: how often work before the jobs is worth a line.
+# Without a terminal: how often the same work before the jobs is worth a line.
 _LOG_INTERVAL_S = 10.0
 
 
 class Live:
-    """A :class:`stbench.campaign.Observer`; use it as a context manager."""
+    """A :class:`stbench.ledger.Observer`; use it as a context manager. One lock holds for its state; nothing
+    is printed with it held, because the screen's own thread asks for the state while it holds the screen."""
 
     def __init__(self, console: Console) -> None:
         self.console = console
-        self._progress: Progress | None = None
-        self._task: TaskID | None = None
-        self._text = ""
-        self._logged = 0.0
+        self._lock = threading.Lock()
+        self._screen: Screen | None = None
+        self._progress = Progress(
+            BarColumn(24),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("{task.description}"),
+            console=console,
+        )
+        self._task = self._progress.add_task("preparing", total=None)
+        self._logged: dict[str, float] = {}
         self._tokens_per_s: dict[str, list[float]] = {}
+        self._rows: dict[str, Row] = {}
 
     def __enter__(self) -> Live:
         if self.console.is_terminal and not self.console.quiet:
-            columns = (
-                BarColumn(24),
-                MofNCompleteColumn(),
-                TimeElapsedColumn(),
-                TextColumn("{task.description}"),
+            self._screen = Screen(
+                get_renderable=self._rendered, console=self.console, transient=True, refresh_per_second=4
             )
-            self._progress = Progress(*columns, console=self.console, transient=True)
-            self._task = self._progress.add_task("preparing", total=None)
-            self._progress.start()
+            self._screen.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._progress is not None:
-            self._progress.stop()
+        if self._screen is not None:
+            self._screen.stop()
+
+    def _rendered(self) -> RenderableType:
+        """The bar, and below it a line per device where there are several."""
+        with self._lock:
+            table = (
+                rows_table(list(self._rows.values()), self.console.height) if len(self._rows) > 1 else None
+            )
+        return Group(self._progress, table) if table is not None else self._progress
 
     def note(self, text: str) -> None:
         """A line of its own."""
         self.console.print(escape(printable(text)), soft_wrap=True)
 
-    def step(self, text: str, done: float, total: float) -> None:
+    def step(self, text: str, done: float, total: float, device: str = "") -> None:
         """Work before the jobs."""
-        if self._progress is not None and self._task is not None:
-            share = f" {100 * done / total:.0f} %" if total else ""
+        share = f" {100 * done / total:.0f} %" if total else ""
+        with self._lock:
+            if device:
+                self._row(device).activity = printable(text.removeprefix(f"{device}: ")) + share
+            several = len(self._rows) > 1
+            now = time.monotonic()
+            is_new = now - self._logged.get(text, -_LOG_INTERVAL_S) >= _LOG_INTERVAL_S
+            if self._screen is None and is_new:
+                self._logged[text] = now
+        if self._screen is None:
+            if is_new:
+                self.note(f"{text}:{share}" if share else text)
+        elif not (device and several):
             self._progress.update(self._task, description=escape(printable(text)) + share)
-        elif text != self._text or time.monotonic() - self._logged > _LOG_INTERVAL_S:
-            self.note(f"{text}: {100 * done / total:.0f} %" if total else text)
-            self._text, self._logged = text, time.monotonic()
 
-    def job_started(self, job: JobSpec, index: int, total: int, left_s: float) -> None:
+    def job_started(self, job: JobSpec, standing: Standing) -> None:
         """Shows the running cell, its speed so far and the time that is left."""
-        if self._progress is None or self._task is None:
-            return
-        known = self._tokens_per_s.get(job.label)
-        speed = f"  {statistics.median(known):.1f} tokens/s so far" if known else ""
+        with self._lock:
+            row = self._row(job.device)
+            row.activity, row.index, row.total = printable(job.case), standing.index, standing.total
+            row.eta = time.monotonic() + standing.left_s
+            known = self._tokens_per_s.get(job.label)
+            row.tokens_per_s = statistics.median(known) if known else None
+            several, speed = len(self._rows) > 1, row.tokens_per_s
+        text = f"{escape(printable(job.label))}"
+        if speed is not None:
+            text += f"  {speed:.1f} tokens/s so far"
+        left = f"about {duration(standing.all_left_s)} left"
         self._progress.update(
             self._task,
-            total=total,
-            completed=index - 1,
-            description=f"{escape(job.label)}{speed}  about {duration(left_s)} left",
+            total=standing.of_all,
+            completed=standing.done,
+            description=left if several else f"{text}  {left}",
         )
 
     def job_ended(self, record: RunRecord) -> None:
         """A line with the result."""
         speed = tokens_per_s(record)
-        if speed is not None:
-            self._tokens_per_s.setdefault(record.label, []).append(speed)
+        with self._lock:
+            row = self._row(record.device)
+            row.temperature_c = hottest_c(record) if record.telemetry is not None else row.temperature_c
+            row.failures += record.status != "ok"
+            if speed is not None:
+                self._tokens_per_s.setdefault(record.label, []).append(speed)
         again = " again" if record.attempt else ""
         self.note(f"{record.label} #{record.replicate + 1}{again}: {_result(record, speed)}")
+
+    def device_ended(self, device: str, why: str) -> None:
+        """Its line goes into the summary."""
+        with self._lock:
+            row = self._row(device)
+            row.ended, row.lost = True, printable(why)
+
+    def _row(self, device: str) -> Row:
+        return self._rows.setdefault(device, Row(printable(device)))
 
 
 def tokens_per_s(record: RunRecord) -> float | None:
@@ -88,12 +133,24 @@ def tokens_per_s(record: RunRecord) -> float | None:
     if record.status != "ok" or record.samples is None:
         return None
     samples = record.samples
-    if sum(samples.decode_ns) > 0:
-        tokens = sum(samples.decode_tokens) or len(samples.decode_ns)
-        return tokens / (sum(samples.decode_ns) * 1e-9)
-    if sum(samples.prefill_ns) > 0:
-        return sum(samples.prefill_tokens) / (sum(samples.prefill_ns) * 1e-9)
+    try:
+        if sum(samples.decode_ns) > 0:
+            tokens = sum(samples.decode_tokens) or len(samples.decode_ns)
+            return tokens / (sum(samples.decode_ns) * 1e-9)
+        if sum(samples.prefill_ns) > 0:
+            return sum(samples.prefill_tokens) / (sum(samples.prefill_ns) * 1e-9)
+    except OverflowError:
+        # Integers of a device may have any number of digits.
+        return None
     return None
+
+
+def hottest_c(record: RunRecord) -> float | None:
+    """The highest temperature after the run, degrees Celsius. None where no sensor says something that a
+    board survives."""
+    found = record.telemetry.temperature_mc_after.values() if record.telemetry is not None else ()
+    believable = [value / 1000 for value in found if -60_000 < value < 200_000]
+    return max(believable, default=None)
 
 
 def _result(record: RunRecord, speed: float | None) -> str:
@@ -103,10 +160,3 @@ def _result(record: RunRecord, speed: float | None) -> str:
     check = record.check.verdict if record.check is not None else "unchecked"
     text = f"{speed:.2f} tokens/s" if speed is not None else "ok"
     return text if check == "ok" else f"{text} (outputs {check})"
-
-
-def duration(seconds: float) -> str:
-    """``45 s``, ``3 min``, ``2.5 h``."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

@@ -10,6 +10,7 @@ import pandas as pd
 
 from stbench import published
 from stbench.agent.wire import DeviceFacts, RunRecord
+from stbench.cells import is_wrong
 from stbench.engine_names import is_program
 from stbench.table import TIMES, clean, count
 
@@ -70,6 +71,7 @@ def sentences(
     for _, group in shown.groupby(["device", "engine", "model", "switches", "threads"], sort=True):
         label = clean(str(group["label"].iloc[0]), 120)
         lines += failures(label, group) + disturbances(label, group)
+        lines += heat_sentences(label, group) + energy_sentences(label, group)
     lines += auto_sentences(shown) + limit_sentences(shown)
     return lines
 
@@ -100,6 +102,39 @@ def disturbances(label: str, replicates: pd.DataFrame) -> list[str]:
         why = f"for example: {why}"
     again = "; all of them were run again, in vain" if (hit["attempt"] > 0).all() else ""
     return [f"{label}: {len(hit)} of {count(len(usable), 'replicate')} disturbed and {fate} ({why}){again}."]
+
+
+def heat_sentences(label: str, replicates: pd.DataFrame) -> list[str]:
+    """Which usable replicates of a case throttled, or started before the device was cool, and what showed
+    it."""
+    usable = replicates[replicates["usable"]]
+    lines = []
+    hot = usable[usable["throttled_by"] != ""]
+    warm = usable[usable["gate"] == "timeout"]
+    for found, column, what in (
+        (hot, "throttled_by", "throttled"),
+        (warm, "gate_detail", f"started warm, after the longest wait ({warm['gate_waited_s'].max():.0f} s)"),
+    ):
+        if len(found):
+            why = clean(min(str(text) for text in found[column]), 240)
+            lines.append(f"{label}: {len(found)} of {count(len(usable), 'replicate')} {what} ({why}).")
+    return lines
+
+
+def energy_sentences(label: str, replicates: pd.DataFrame) -> list[str]:
+    """Joules per token of a case, where a sensor measured them."""
+    measured = replicates[replicates["usable"] & replicates["joules_per_token"].notna()]
+    lines: list[str] = []
+    if is_wrong(replicates):
+        return lines
+    for sensor, group in measured.groupby("energy_sensor", sort=True):
+        joules = group["joules_per_token"]
+        spread = f", {joules.min():.3g} to {joules.max():.3g}" if len(joules) > 1 else ""
+        lines.append(
+            f"{label}: {joules.median():.3g} J/token while decoding ({clean(str(sensor), 60)}, median of "
+            f"{count(len(joules), 'replicate')}{spread}; nothing subtracted for an idle device)."
+        )
+    return lines
 
 
 def limit_sentences(shown: pd.DataFrame) -> list[str]:

@@ -17,30 +17,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
-from stbench import auto_threads, disk
-from stbench.agent import search, wire
-from stbench.agent.bracket import GATHER_SHARE
+from stbench import auto_threads, disk, schedule
+from stbench.agent import wire
 from stbench.agent.wire import DeviceFacts, JobSpec, ModelRef, Settings, Workload
 from stbench.axes import AUTO_FFN
 from stbench.catalogue import STANDARD_SUFFIX, Sizes
 from stbench.errors import SweepError
+from stbench.guesses import GUESS_WRITE, guess_search_s, guess_seconds
 from stbench.inventory import Device
 from stbench.programs import TargetProgram, left_out, settings_for
-from stbench.roofline import token_bytes
-from stbench.sweep import AUTO_THREADS, ENGINE, FAKE, Case, Sweep, Traits, expand
+from stbench.sweep import AUTO_THREADS, Case, Sweep, Traits, expand
 
 T = TypeVar("T")
-
-# What the times of a plan assume before anything is measured: bytes/s of weights per thread (more than four
-# threads rarely add bandwidth), how much faster a prompt token is than a generated one, making a model, and
-# one process from its start to the first token.
-GUESS_READ = 6e9
-GUESS_READ_THREADS = 4
-GUESS_PREFILL_SPEEDUP = 4.0
-GUESS_WRITE = 400e6
-GUESS_START_S = 1.5
-# A bandwidth probe beside a job, without its reading: a process, and the pages of its buffers.
-GUESS_PROBE_S = 0.3
 
 # Of disturbed runs: each is run again once at most, and of all jobs at most this share, so that a machine
 # that is never quiet costs half as much again and no more.
@@ -51,13 +39,15 @@ RERUN_SHARE = 0.5
 @dataclass(frozen=True)
 class DeviceModel:
     """A model as one device has it or will have it. ``file_bytes`` is without the header for a model that is
-    still ``to_make``; ``sizes`` None: a file whose tensors nobody counted yet."""
+    still ``to_make``; ``sizes`` None: a file whose tensors nobody counted yet. ``source``: a file of this
+    machine that is sent there instead of being made."""
 
     ref: ModelRef
     traits: Traits
     file_bytes: int
     to_make: bool = False
     sizes: Sizes | None = None
+    source: str = ""
 
 
 @dataclass(frozen=True)
@@ -76,8 +66,9 @@ class Target:
 @dataclass(frozen=True)
 class Plan:
     """Jobs in the order in which they run on their device. ``to_make`` maps a device to its models that do
-    not exist yet; times are guesses in seconds. At most ``max_reruns`` disturbed runs are repeated.
-    ``searches`` are those of -t auto: each runs before the first job that names it, twice if disturbed."""
+    not exist yet; times are guesses in seconds. Of a device's disturbed runs at most ``reruns`` are repeated.
+    ``searches`` are those of -t auto: each runs before the first job that names it, twice if disturbed.
+    ``boards`` are measured side by side, other devices in turn after them (:mod:`stbench.schedule`)."""
 
     campaign: str
     preset: str
@@ -86,11 +77,22 @@ class Plan:
     to_make: Mapping[str, tuple[DeviceModel, ...]]
     notes: tuple[str, ...]
     guess_s: Mapping[str, float]
-    max_reruns: int = 0
+    reruns: Mapping[str, int] = field(default_factory=dict)
     one_model_at_a_time: bool = False
     free_bytes: Mapping[str, int | None] = field(default_factory=dict)
     searches: tuple[JobSpec, ...] = ()
     search_s: Mapping[str, float] = field(default_factory=dict)
+    boards: tuple[str, ...] = ()
+
+    @property
+    def max_reruns(self) -> int:
+        """How many disturbed runs may be repeated in all."""
+        return sum(self.reruns.values())
+
+    @property
+    def devices(self) -> list[str]:
+        """The names of all devices, in their order."""
+        return list(dict.fromkeys(job.device for job in self.jobs))
 
     def groups(self) -> list[list[JobSpec]]:
         """Jobs that end before others begin: all of them, or those of one model's file."""
@@ -116,13 +118,31 @@ class Plan:
         ]
 
     def expected_s(self) -> float:
-        """All jobs one after the other, the searches before them, and making the models."""
-        making = sum(m.file_bytes for models in self.to_make.values() for m in models) / GUESS_WRITE
-        return making + sum(self.search_s.values()) + sum(self.guess_s.values())
+        """Making models, searches and jobs: of each device one after the other, of boards side by side."""
+        seconds = {
+            device: sum(model.file_bytes for model in self.to_make.get(device, ())) / GUESS_WRITE
+            for device in self.devices
+        }
+        for job in self.searches:
+            seconds[job.device] += self.search_s[job.id]
+        for job in self.jobs:
+            seconds[job.device] += self.guess_s[job.id]
+        return schedule.elapsed_s(seconds, self.boards)
 
     def reruns_s(self) -> float:
         """The most that re-runs of disturbed runs add."""
-        return sum(sorted(self.guess_s.values(), reverse=True)[: self.max_reruns])
+        guesses: dict[str, list[float]] = {}
+        for job in self.jobs:
+            guesses.setdefault(job.device, []).append(self.guess_s[job.id])
+        longest = {
+            device: sum(sorted(seconds, reverse=True)[: self.reruns.get(device, 0)])
+            for device, seconds in guesses.items()
+        }
+        return schedule.elapsed_s(longest, self.boards)
+
+    def order_sentence(self) -> str:
+        """Which devices run side by side, for people; "" where none do."""
+        return schedule.sentence(self.devices, self.boards)
 
     def rerun_sentence(self) -> str:
         """The bound, for people."""
@@ -132,7 +152,7 @@ class Plan:
         seconds = self.reruns_s()
         most = f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
         return (
-            f"disturbed runs are run again: at most {self.max_reruns} (--max-reruns), each once; "
+            f"disturbed runs are run again: at most {schedule.bound_sentence(self.reruns)}, each once; "
             f"about {most} more if all {runs} needed"
         )
 
@@ -177,6 +197,7 @@ class Plan:
             "peak_disk_bytes": {device: self.peak_disk_bytes(device) for device in self.to_make},
             "free_bytes": dict(self.free_bytes),
             "expected_s": round(self.expected_s(), 1),
+            "boards_side_by_side": list(self.boards),
             "max_reruns": self.max_reruns,
             "reruns_s": round(self.reruns_s(), 1),
             "notes": list(self.notes),
@@ -191,6 +212,7 @@ def build_plan(sweep: Sweep, targets: Sequence[Target], campaign: str) -> Plan:
     notes: list[str] = []
     to_make: dict[str, tuple[DeviceModel, ...]] = {}
     guesses: dict[str, float] = {}
+    reruns: dict[str, int] = {}
     for target in targets:
         device_jobs, own_searches = _rounds(sweep, target, campaign, notes)
         used = {job.model.name for job in device_jobs}
@@ -201,6 +223,8 @@ def build_plan(sweep: Sweep, targets: Sequence[Target], campaign: str) -> Plan:
         search_s |= {job.id: guess_search_s(job, target.models[job.model.name]) for job in own_searches}
         searches += own_searches
         jobs += device_jobs
+        if device_jobs:
+            reruns[target.device.name] = _max_reruns(sweep, len(device_jobs))
     if not jobs:
         raise SweepError(
             [
@@ -217,16 +241,18 @@ def build_plan(sweep: Sweep, targets: Sequence[Target], campaign: str) -> Plan:
         to_make,
         tuple(dict.fromkeys(notes)),
         guesses,
-        _max_reruns(sweep, len(jobs)),
+        reruns,
         sweep.one_model_at_a_time,
         {target.device.name: target.facts.storage_free_bytes for target in targets},
         tuple(searches),
         search_s,
+        schedule.boards_of(target.device for target in targets if target.device.name in reruns),
     )
 
 
 def _max_reruns(sweep: Sweep, n_jobs: int) -> int:
-    """Without brackets nothing is judged by its bandwidth, and nothing is run again."""
+    """Of one device, so that a restless board takes none of another's. Without brackets nothing is judged by
+    its bandwidth, and nothing is run again."""
     if not sweep.bracket_ms:
         return 0
     bound = RERUNS_PER_JOB * n_jobs
@@ -342,6 +368,8 @@ def _job(sweep: Sweep, target: Target, case: Case, threads: int, campaign: str) 
         warmup_tokens=sweep.warmup_tokens,
         timeout_s=device.timeout_s,
         bracket_ms=sweep.bracket_ms,
+        cool_down_s=device.cool_down_s,
+        sample_hz=sweep.sample_hz,
         choice=auto_threads.PENDING if is_auto else None,
     )
     program = target.programs.get(case.engine)
@@ -385,42 +413,3 @@ def job_id(job: JobSpec, target: Target, seed: int) -> str:
         identity["candidates"] = [wire.to_json(candidate) for candidate in job.candidates]
     text = json.dumps(identity, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def guess_seconds(job: JobSpec, model: DeviceModel) -> float:
-    """How long a job may take, from the bytes that a token reads. Only for planning: nothing was measured."""
-    per_token = _bytes_per_token(job, model)
-    rate = GUESS_READ * min(job.settings.threads, GUESS_READ_THREADS)
-    work = job.workload
-    tokens = work.n_gen + job.warmup_tokens + (work.n_prompt + work.n_depth) / GUESS_PREFILL_SPEEDUP
-    load = model.file_bytes / rate if job.engine == ENGINE else 0.0
-    return GUESS_START_S + _guess_brackets_s(job) + load + tokens * per_token / rate
-
-
-def guess_search_s(job: JobSpec, model: DeviceModel) -> float:
-    """How long a search may take; one that is hopelessly slow in some settings ends sooner."""
-    per_token = _bytes_per_token(job, model)
-    turn = search.WARMUP_TOKENS + search.DECODE_TOKENS
-    rates = [GUESS_READ * min(candidate.threads, GUESS_READ_THREADS) for candidate in job.candidates]
-    rounds = search.ROUNDS * turn * sum(per_token / rate for rate in rates)
-    load = model.file_bytes / max(rates) if job.engine == ENGINE else 0.0
-    return GUESS_START_S + load + rounds
-
-
-def _guess_brackets_s(job: JobSpec) -> float:
-    if not job.bracket_ms or job.engine == FAKE:
-        return 0.0
-    return 2 * (GUESS_PROBE_S + (1 + GATHER_SHARE) * job.bracket_ms / 1000)
-
-
-def _bytes_per_token(job: JobSpec, model: DeviceModel) -> float:
-    spec = job.model.synthetic
-    if spec is not None:
-        loaded = replace(spec, transposed_down=spec.transposed_down or job.settings.requantise_down)
-        switches = job.settings
-        return token_bytes(
-            loaded, sparse_ffn=switches.sparse_ffn, sparse_lm_head=switches.sparse_lm_head
-        ).total
-    if model.sizes is None:
-        return float(model.file_bytes)
-    return model.sizes.weight_bytes * model.sizes.params_active / model.sizes.params

@@ -53,15 +53,17 @@ def programs_of(
     found: dict[str, TargetProgram] = {}
     for name in filter(is_program, engines):
         entry = device.engines.get(name)
-        if entry is None and name != LLAMA_BENCH:
+        # What was built here runs here only; a board has the programs that devices.yaml names for it.
+        here = device.connector == "local"
+        if entry is None and (name != LLAMA_BENCH or not here):
             continue
-        entry = _settled(device, name, entry or BUILT_LLAMA_BENCH)
+        entry = _settled(device, name, entry or BUILT_LLAMA_BENCH) if here else _there(device, name, entry)
         files = {
             label: label if catalogue.is_path(given) else _file_of(device, entry, given)
             for label, given in models.items()
         }
         timeout = entry.timeout_s if entry.timeout_s is not None else device.timeout_s
-        build = build_digest(entry.program, entry.program.command[0])
+        build = build_digest(entry.program, entry.program.command[0]) if here else ""
         found[name] = TargetProgram(entry.program, build, timeout, files)
     return found
 
@@ -84,6 +86,17 @@ def _settled(device: Device, name: str, entry: EngineEntry) -> EngineEntry:
             )
         path = os.path.abspath(there)
     return replace(entry, program=replace(entry.program, command=[path, *rest]))
+
+
+def _there(device: Device, name: str, entry: EngineEntry | None) -> EngineEntry:
+    """A board's program, by its absolute path there; only the board knows whether it is there."""
+    assert entry is not None
+    if not entry.program.command[0].startswith("/"):
+        key = "path" if name == LLAMA_BENCH else "command"
+        raise InventoryError(
+            [f"devices.yaml: engines.{name}.{key}: {device.name} needs the program's absolute path there"]
+        )
+    return entry
 
 
 def _built_llama_bench(device: Device) -> str:

@@ -273,7 +273,13 @@ _PROOF_HEADER = (
 )
 
 
+# Only where some device measures it.
+_ENERGY_HEADER = "J/token"
+
+
 def _proof(table: Table) -> list[str]:
+    cells = [cell for row in table.rows for cell in row.cells.values()]
+    energy = any(cell.details.get("joules_per_token") is not None for cell in cells if cell.details)
     rows = []
     for row in table.rows:
         for column in table.speed_columns():
@@ -283,12 +289,14 @@ def _proof(table: Table) -> list[str]:
             ):
                 label = table.full_label(row)
                 where = f"{column.device}: {label}" if column.device else label
-                rows.append(
-                    _line([_escape(text) for text in [clean(where, 160), *_proof_cells(cell.details)]])
-                )
+                texts = [clean(where, 160), *_proof_cells(cell.details)]
+                if energy:
+                    texts.append(_scaled(cell.details.get("joules_per_token"), 1, 3))
+                rows.append(_line([_escape(text) for text in texts]))
     if not rows:
         return []
-    return [_line(_PROOF_HEADER), _line(["---"] * len(_PROOF_HEADER)), *rows]
+    header = (*_PROOF_HEADER, *([_ENERGY_HEADER] if energy else []))
+    return [_line(header), _line(["---"] * len(header)), *rows]
 
 
 def _proof_cells(details: Any) -> list[str]:

@@ -1,7 +1,8 @@
 """Which disturbed runs of a campaign are repeated: bounded before anything ran, and known again after a kill.
 
 Everything is derived from the stored records, so a resumed campaign goes on where the other one was: the
-attempts of a job are the numbers in its records, and the bound counts repetitions that ended.
+attempts of a job are the numbers in its records, and a bound counts repetitions that ended. Every device has
+a bound of its own: what one board uses up depends on no other, nor on which of them was faster.
 
 Only disturbed runs are repeated, not their partners in the same block. A partner belongs to as many pairs as
 its block has other engines and settings; a second run of it beside one of them would tear it from all
@@ -12,7 +13,7 @@ runs that count have been within 10 % of one bandwidth.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 from stbench import disturbance
@@ -22,11 +23,11 @@ from stbench.store import UNFINISHED
 
 
 class Reruns:
-    """The attempts of a campaign so far. Add every record as it is stored."""
+    """The attempts so far of one worker's devices: ``jobs`` of a plan. Add every record as it is stored."""
 
-    def __init__(self, plan: Plan, stored: Iterable[RunRecord]) -> None:
-        self._plan = plan
-        self._jobs = {job.id: job for job in plan.jobs}
+    def __init__(self, plan: Plan, jobs: Sequence[JobSpec], stored: Iterable[RunRecord]) -> None:
+        self._bounds = plan.reruns
+        self._jobs = {job.id: job for job in jobs}
         self._records: list[RunRecord] = []
         for record in stored:
             self.add(record)
@@ -36,15 +37,18 @@ class Reruns:
         if record.id in self._jobs and record.status != UNFINISHED:
             self._records.append(record)
 
-    @property
-    def used(self) -> int:
-        """How many repetitions ended."""
-        return len({(record.id, record.attempt) for record in self._records if record.attempt > 0})
+    def bound(self, device: str) -> int:
+        """How many repetitions a device may have."""
+        return self._bounds.get(device, 0)
 
-    @property
-    def left(self) -> int:
+    def used(self, device: str) -> int:
+        """How many repetitions of a device ended."""
+        found = (record for record in self._records if record.device == device and record.attempt > 0)
+        return len({(record.id, record.attempt) for record in found})
+
+    def left(self, device: str) -> int:
         """How many more there may be."""
-        return max(self._plan.max_reruns - self.used, 0)
+        return max(self.bound(device) - self.used(device), 0)
 
     def attempt(self, job: JobSpec) -> int:
         """The number of a job's newest attempt, 0 before there is any."""
@@ -65,7 +69,7 @@ class Reruns:
         ]
 
     def due(self, device: str) -> list[JobSpec]:
-        """The next attempts of a device's disturbed runs, in the plan's order. Where the bound does not allow
+        """The next attempts of a device's disturbed runs, in the plan's order. Where its bound does not allow
         all, cases with few undisturbed replicates come first."""
         disturbed = self.disturbed(device)
         open_jobs = [record for record in disturbed if record.attempt < RERUNS_PER_JOB]
@@ -73,7 +77,10 @@ class Reruns:
         calm: dict[str, int] = {}
         for record in {r.id: r for r in self._records}.values():
             calm[record.label] = calm.get(record.label, 0) + (record.status == "ok" and record.id not in bad)
-        chosen = {r.id: r for r in sorted(open_jobs, key=lambda r: calm.get(r.label, 0))[: self.left]}
+        first = sorted(open_jobs, key=lambda r: calm.get(r.label, 0))[: self.left(device)]
+        chosen = {record.id: record for record in first}
         return [
-            replace(job, attempt=chosen[job.id].attempt + 1) for job in self._plan.jobs if job.id in chosen
+            replace(job, attempt=chosen[job.id].attempt + 1)
+            for job in self._jobs.values()
+            if job.id in chosen
         ]

@@ -25,16 +25,19 @@ _CHOICES: dict[tuple[type, str], Sequence[str]] = {
     (wire.RunRecord, "purpose"): ("measure", "reference", "search"),
     (wire.Check, "verdict"): wire.CHECK_VERDICTS,
     (wire.Telemetry, "throttled"): wire.THROTTLE_VERDICTS,
+    (wire.Gate, "outcome"): wire.GATE_OUTCOMES,
 }
 
 # Endings of names -> the unit they mean.
 _UNITS = {
     "_ns": "ns",
+    "_ms": "ms",
     "_bytes": "bytes",
     "_bytes_per_s": "bytes/s",
     "_s": "s",
     "_khz": "kHz",
     "_kb": "KiB",
+    "_mw": "mW",
     "_mc": "1/1000 °C",
     "_share": "1/1000",
 }

@@ -11,6 +11,7 @@ import fcntl
 import json
 import os
 import re
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -134,12 +135,15 @@ def _lines(data: bytes) -> Iterator[tuple[int, int, bytes]]:
 
 
 class Store:
-    """The one writer of a campaign's directory, from :meth:`open` to :meth:`close`."""
+    """The one writer of a campaign's directory, from :meth:`open` to :meth:`close`. Several threads may
+    append: one lock holds from a line's first byte until it is on the disk, so that a line that does not fit
+    is cut off alone."""
 
     def __init__(self, directory: Path, records: int, reading: Reading) -> None:
         self.directory = directory
         self.reading = reading
         self._records = records
+        self._appending = threading.Lock()
 
     @classmethod
     def open(cls, directory: Path) -> Store:
@@ -165,18 +169,21 @@ class Store:
     def append(self, record: RunRecord) -> None:
         """Writes one line and returns when it is on the disk. Raises :class:`StoreError`."""
         line = (wire.dumps(record) + "\n").encode("utf-8")
-        size = os.fstat(self._records).st_size
-        try:
-            written = os.write(self._records, line)
-            if written != len(line):
-                raise OSError(28, "no space left on the device")
-            os.fsync(self._records)
-        except OSError as error:
-            os.ftruncate(self._records, size)
-            raise StoreError(
-                f"{self.directory / RECORDS}: {error.strerror}; nothing that was stored is lost",
-                hint="make room and go on with --resume",
-            ) from error
+        with self._appending:
+            if self._records < 0:
+                raise StoreError(f"{self.directory / RECORDS} is closed; {record.label} came too late")
+            size = os.fstat(self._records).st_size
+            try:
+                written = os.write(self._records, line)
+                if written != len(line):
+                    raise OSError(28, "no space left on the device")
+                os.fsync(self._records)
+            except OSError as error:
+                os.ftruncate(self._records, size)
+                raise StoreError(
+                    f"{self.directory / RECORDS}: {error.strerror}; nothing that was stored is lost",
+                    hint="make room and go on with --resume",
+                ) from error
 
     def write_campaign(self, description: dict[str, Any]) -> None:
         """Replaces ``campaign.json`` atomically."""
@@ -187,8 +194,11 @@ class Store:
         return read_campaign(self.directory)
 
     def close(self) -> None:
-        """Gives the lock back."""
-        os.close(self._records)
+        """Gives the lock back. A thread that appends later gets an error: the number of the closed file may
+        be another's by then."""
+        with self._appending:
+            os.close(self._records)
+            self._records = -1
 
     def __enter__(self) -> Store:
         return self

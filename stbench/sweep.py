@@ -173,6 +173,7 @@ class SweepEntry(pydantic.BaseModel):
     max_failures: Annotated[int, pydantic.Field(ge=1)] | None = None
     max_reruns: Annotated[int, pydantic.Field(ge=0)] | None = None
     bracket_ms: Annotated[int, pydantic.Field(ge=0, le=2000)] | None = None
+    sample_hz: Annotated[float, pydantic.Field(ge=0, le=10)] | None = None
     isa: Isa | None = None
     n_ctx: Annotated[int, pydantic.Field(ge=1, le=1 << 20)] | None = None
     n_batch: Annotated[int, pydantic.Field(ge=1, le=65536)] | None = None
@@ -203,6 +204,7 @@ class Sweep:
     max_failures: int | None = None
     max_reruns: int | None = None
     bracket_ms: int = 200
+    sample_hz: float = 1.0
     isa: str = "auto"
     n_ctx: int = 4096
     n_batch: int = 64

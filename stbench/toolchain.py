@@ -30,7 +30,7 @@ class Compiler:
     flags: tuple[str, ...] = ()
 
 
-def find_tool(name: str, package: str) -> str:
+def find_tool(name: str, package: str, command: str = "peer build", extra: str = "peer") -> str:
     """A build tool on PATH or among this Python's own scripts (a venv that is not activated).
 
     Raises :class:`BuildError` naming both ways to install it.
@@ -39,8 +39,8 @@ def find_tool(name: str, package: str) -> str:
     found = shutil.which(name) or shutil.which(name, path=scripts)
     if found is None:
         raise BuildError(
-            f"stbench peer build needs {name}, which is not on PATH",
-            hint=f"pip install 'stbench[peer]', or apt install {package}",
+            f"stbench {command} needs {name}, which is not on PATH",
+            hint=f"pip install 'stbench[{extra}]', or apt install {package}",
         )
     return found
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import json
 import re
+import typing
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -178,7 +179,8 @@ _EXPECTED = {
 def _sentence(model: type[pydantic.BaseModel], item: Any) -> str:
     kind, context = item["type"], item.get("ctx", {})
     if kind == "extra_forbidden":
-        known = [field.alias or name for name, field in model.model_fields.items()]
+        inner = _model_at(model, item["loc"][:-1])
+        known = [field.alias or name for name, field in inner.model_fields.items()]
         return unknown(str(item["loc"][-1]), known)
     if kind in _EXPECTED:
         expected = _EXPECTED[kind]
@@ -197,6 +199,17 @@ def _sentence(model: type[pydantic.BaseModel], item: Any) -> str:
     else:
         expected = printable(str(item["msg"]))
     return f"expected {expected}, got {shown(item['input'])}"
+
+
+def _model_at(model: type[pydantic.BaseModel], where: Path) -> type[pydantic.BaseModel]:
+    """The model of the mapping at ``where``: that of a field which is one, or is one or None."""
+    for part in where:
+        found = model.model_fields.get(str(part))
+        kinds = [] if found is None else [found.annotation, *typing.get_args(found.annotation)]
+        for kind in kinds:
+            if isinstance(kind, type) and issubclass(kind, pydantic.BaseModel):
+                model = kind
+    return model
 
 
 def dotted(path: Path) -> str:

@@ -2,22 +2,50 @@
 
     probe [--library LIB] [--path DIR]    -> one DeviceFacts line
     run [--record-file FILE]              JobSpec line -> one RunRecord line
+    run --spool DIR --owner TEXT          JobSpec line, then the line "cancel" if need be -> Alive lines every
+                                          2 s, then one RunRecord line. The job is detached: the end of stdin
+                                          or stdout ends only the following of it. The same job submitted
+                                          again is attached to, or its record is printed at once
+    spool DIR --list                      -> one SpoolEntry line per job that lies there
+    spool DIR --forget                    Receipt lines -> nothing; removes what the host has
+    capture [--path DIR] [--root DIR]     -> one Capture line: the machine, or the tree below DIR
     make                                  MakeRequest -> Progress lines, then one ModelFile line
     digest                                MakeRequest (path only) -> Progress lines, then one ModelFile line
     rooflines                             LimitsRequest -> one LimitResult line per probe
+    describe                              MakeRequest (path, library) -> one ModelHeader line
+    note-digest                           ModelFile (path, sha256) -> one ModelFile line
+    compile                               CompileRequest -> Progress lines, then one CompileResult line
+    clean                                 CleanRequest -> one CleanResult line
 
 Messages are described in wire.py; logs go to stderr. Exit codes: 0 when the answer was printed (a failed
-run is an answer: see its status), 1 when ``make`` or ``digest`` ended with another status than "ok", 2 for
-unreadable input.
+run is an answer: see its status), 1 when ``make`` or ``digest`` ended with another status than "ok" or the
+following of a detached job ended before it, 2 for unreadable input, 74 when the spool cannot be used, 75 when
+somebody else has the board.
 """
 
 import argparse
 import os
 import signal
 import sys
+from pathlib import Path
 from typing import Any, List, Optional, Type
 
-from . import limits, model_file, probe, sbr, supervise, wire
+from . import (
+    capture,
+    compiling,
+    describe,
+    follow,
+    housekeeping,
+    lease,
+    limits,
+    model_file,
+    probe,
+    sbr,
+    supervise,
+    wire,
+)
+from .spool import Spool
+from .tree import Tree
 from .wirejson import T
 
 
@@ -38,7 +66,15 @@ def _probe(args: argparse.Namespace) -> int:
     return 0
 
 
+def _capture(args: argparse.Namespace) -> int:
+    _print(capture.capture(Tree(args.root), args.path))
+    return 0
+
+
 def _run(args: argparse.Namespace) -> int:
+    if args.spool:
+        boot_id = args.boot_id or lease.boot_id()
+        return follow.run(follow.Request(Spool(args.spool), args.owner, args.wait, boot_id))
     job = _input(wire.JobSpec)
     line = wire.dumps(supervise.run_job(job)) + "\n"
     if args.record_file:
@@ -50,6 +86,19 @@ def _run(args: argparse.Namespace) -> int:
         # The link is gone. The record is in its file, for whoever asks next.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0 if args.record_file else 1
+    return 0
+
+
+def _spool(args: argparse.Namespace) -> int:
+    spool = Spool(args.directory)
+    try:
+        for entry in spool.entries() if args.list else ():
+            _print(entry)
+        for line in sys.stdin if args.forget else ():
+            spool.forget(wire.loads(wire.Receipt, line))
+    except OSError as error:
+        sys.stderr.write("stbench.agent: the spool %s: %s\n" % (spool.directory, error))
+        return follow.EXIT_SPOOL
     return 0
 
 
@@ -110,12 +159,32 @@ def main(argv: Optional[List[str]] = None) -> int:
     command.add_argument("--library", default="", help="libsbr.so, for the instruction sets")
     command.add_argument("--path", default="/", help="where models lie, for the storage facts")
     command.set_defaults(run=_probe)
+    command = commands.add_parser("capture", help="files of /proc and /sys that tell what is wrong")
+    command.add_argument("--path", default="", help="where our files lie or will lie")
+    command.add_argument(
+        "--root", default=Path("/"), type=Path, help="a captured tree instead of this machine"
+    )
+    command.set_defaults(run=_capture)
     command = commands.add_parser("run", help="measure one job")
     command.add_argument("--record-file", default="", help="append the record to this file, too")
+    command.add_argument("--spool", default="", help="detach the job; its record goes into this directory")
+    command.add_argument("--owner", default="", help="who submits it, for whoever finds the board busy")
+    command.add_argument("--wait", type=float, default=0.0, help="seconds to wait for a busy board (0)")
+    command.add_argument("--boot-id", default="", help="which boot this is (default: what the kernel says)")
     command.set_defaults(run=_run)
+    command = commands.add_parser("spool", help="jobs that were detached")
+    command.add_argument("directory", help="as in run --spool")
+    what = command.add_mutually_exclusive_group(required=True)
+    what.add_argument("--list", action="store_true", help="what lies there")
+    what.add_argument("--forget", action="store_true", help="remove the jobs of the receipts on stdin")
+    command.set_defaults(run=_spool)
     for name, text in (("make", "write a synthetic model"), ("digest", "hash a model file once")):
         commands.add_parser(name, help=text).set_defaults(run=_model)
     commands.add_parser("rooflines", help="measure the machine's limits").set_defaults(run=_rooflines)
+    commands.add_parser("describe", help="what a GGUF file's header says").set_defaults(run=describe.run)
+    commands.add_parser("note-digest", help="keep a digest").set_defaults(run=housekeeping.note_digest)
+    commands.add_parser("compile", help="compile the runtime here").set_defaults(run=compiling.run)
+    commands.add_parser("clean", help="remove old files of ours").set_defaults(run=housekeeping.run_clean)
     args = parser.parse_args(argv)
     try:
         code: int = args.run(args)

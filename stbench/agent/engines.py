@@ -7,12 +7,11 @@ Programs that time themselves (llama-bench, an external command) do not fit
 import os
 from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
 
-from . import sbr
+from . import affinity, sbr
 from .engine import COUNTER_NAMES, Decode, Engine, Prefill
 from .fake import FakeEngine
 from .loading import REPACK, choose_load
 from .sbr import _abi
-from .tree import Tree, cpu_list
 from .wire import Effective, ModelRef, ModelShape, PhaseCounters, Settings
 
 
@@ -110,11 +109,12 @@ class SbrEngine:
     def effective(self) -> Effective:
         """See :class:`stbench.agent.engine.Engine`."""
         model, session = self._opened()
-        info = session.info()
+        info, threads = session.info(), session.thread_ids()
         types = {number: name for name, number in sbr.TYPES.items()}
         return Effective(
             threads=info.n_threads,
-            affinity=[_affinity(thread) for thread in session.thread_ids()],
+            affinity=[affinity.allowed_cpus(thread) for thread in threads],
+            last_cpus=[cpu for cpu in map(affinity.last_cpu, threads) if cpu is not None],
             isa=self._names.get(info.isa, str(info.isa)),
             n_ctx=info.n_ctx,
             n_batch=info.n_batch,
@@ -180,11 +180,6 @@ def _sparsity(session: sbr.Session) -> str:
         return reach
     chosen = session.sparse_layers()
     return "auto: %s in %d of %d layers" % (reach, sum(chosen), len(chosen))
-
-
-def _affinity(thread: int) -> List[int]:
-    """CPUs that a thread of this process may run on, as /proc says; [] when /proc is not readable."""
-    return cpu_list(Tree().fields("proc/self/task/%d/status" % thread).get("Cpus_allowed_list", ""))
 
 
 def _rows(block: Any, n_rows: int, n_vocab: int) -> List[Any]:

@@ -18,7 +18,7 @@ import os
 import time
 from typing import Any, Dict, List, Optional, Protocol, Tuple
 
-from . import __version__, engines, model_file, monitor, probe, programs, search, verify
+from . import __version__, affinity, engines, model_file, monitor, probe, programs, search, verify
 from .engine import Decode, Engine, Prefill
 from .tree import Tree
 from .wire import Counters, JobSpec, Memory, ModelShape, PhaseCounters, Samples, Versions
@@ -132,8 +132,12 @@ class _Run:
         if workload.n_depth:
             engine.prefill(tokens[:prompt_begin], False)
         captured = self._timed(shape, tokens[prompt_begin:prompt_end], tokens[prompt_end:])
-        if self.settings.sparse_ffn_auto:
-            report.part("effective", engine.effective())  # with what was chosen meanwhile
+        # With what was chosen and where threads went meanwhile.
+        effective = engine.effective()
+        kept, strays = affinity.judged(self.settings, effective)
+        report.part("effective", dataclasses.replace(effective, affinity_kept=kept))
+        if strays:
+            report.part("warnings", [*engine.warnings(), *strays])
 
         report.phase("check")
         if self.is_reference:
@@ -176,6 +180,8 @@ class _Run:
         decoded = Decode([], [], [])
         if generated:
             decoded = engine.decode(generated, steps, want_scores)
+        # Ends the phase for whoever watches: what follows is not decoding.
+        report.phase("results")
         decode_counters, decode_layers = engine.counters()
 
         memory = self._memory(len(steps) * shape.n_vocab * 4 * (2 if want_scores else 1))

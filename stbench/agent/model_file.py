@@ -98,14 +98,25 @@ def digest(path: str, emit: Emit, stop: Stop, spec: Optional[SynthSpec] = None) 
             meter.update(done, status.st_size)
             if stop():
                 raise Cancelled("stopped while hashing %s" % path)
+    _note(path, status, state.hexdigest(), spec)
+    return ModelFile("ok", path, bytes=status.st_size, sha256=state.hexdigest())
+
+
+def note(path: str, sha256: str) -> int:
+    """Writes the sidecar of a file whose digest somebody else computed; returns its size. Raises OSError."""
+    status = os.stat(path)
+    _note(path, status, sha256, None)
+    return status.st_size
+
+
+def _note(path: str, status: os.stat_result, sha256: str, spec: Optional[SynthSpec]) -> None:
     sidecar = {
         "size": status.st_size,
         "mtime_ns": status.st_mtime_ns,
-        "sha256": state.hexdigest(),
+        "sha256": sha256,
         "spec": to_json(spec) if spec is not None else None,
     }
     _write_atomically(sidecar_path(path), json.dumps(sidecar, indent=1) + "\n")
-    return ModelFile("ok", path, bytes=status.st_size, sha256=state.hexdigest())
 
 
 def make(library: sbr.Library, spec: SynthSpec, path: str, emit: Emit, stop: Stop) -> ModelFile:

@@ -5,6 +5,7 @@ have recorded it did not. "unknown": nothing here could tell; a frequency or a t
 
 What can tell: x86 counters of thermal throttling, the Raspberry Pi firmware's flags (sysfs, else
 ``vcgencmd``), and cpufreq cooling devices (the kernel's thermal governor lowering the maximal frequency).
+What :mod:`stbench.agent.sampler` saw meanwhile is added to that.
 
 And was it ours? CPU time that went neither to this process, nor to children it has waited for, nor to idling,
 went to others; counted on the CPUs that our threads may use, so that a busy neighbour on other CPUs of a big
@@ -18,13 +19,15 @@ import subprocess
 import time
 from typing import Callable, Dict, List, NamedTuple, Optional
 
+from . import sensors
 from .tree import Tree, cpu_list
 from .wire import Telemetry
 
 # get_throttled: now, bits 0-3 (under-voltage, capped, throttled, soft temperature limit); since boot, bits
 # 16-19.
-_PI_NOW = 0x0000F
+PI_NOW = 0x0000F
 _PI_SINCE_BOOT = 0xF0000
+_PI_WORDS = ("under-voltage", "frequency capped", "throttled", "soft temperature limit")
 
 
 class CpuTime(NamedTuple):
@@ -60,7 +63,8 @@ def _vcgencmd() -> Optional[str]:
     return done.stdout.decode("ascii", "replace") if done.returncode == 0 else None
 
 
-def _pi_flags(tree: Tree, vcgencmd: Optional[Callable[[], Optional[str]]]) -> Optional[int]:
+def pi_flags(tree: Tree, vcgencmd: Optional[Callable[[], Optional[str]]] = None) -> Optional[int]:
+    """The Raspberry Pi firmware's flags; None on other boards."""
     for soc in tree.names("sys/devices/platform"):
         if soc == "soc" or soc.startswith("soc@"):
             for firmware in tree.names("sys/devices/platform/" + soc):
@@ -109,6 +113,11 @@ def _cpu_times(tree: Tree, hertz: float) -> Dict[int, CpuTime]:
     return {cpu: times for cpu, times in found.items() if cpu in usable or not usable}
 
 
+def _numbers(tree: Tree, paths: Dict[str, str]) -> Dict[str, int]:
+    found = {label: tree.number(path) for label, path in paths.items()}
+    return {label: value for label, value in found.items() if value is not None}
+
+
 def snapshot(tree: Optional[Tree] = None, vcgencmd: Optional[Callable[[], Optional[str]]] = None) -> Snapshot:
     """Reads the sensors. On a live Raspberry Pi ``vcgencmd`` is asked when sysfs does not answer."""
     tree = tree if tree is not None else Tree()
@@ -129,25 +138,13 @@ def snapshot(tree: Optional[Tree] = None, vcgencmd: Optional[Callable[[], Option
             count = tree.number(base + "thermal_throttle/%s_throttle_count" % kind)
             if count is not None:
                 counts["cpu%d %s" % (cpu, kind)] = count
-    temperatures: Dict[str, int] = {}
-    cooling: Dict[str, int] = {}
-    for name in tree.names("sys/class/thermal"):
-        base = "sys/class/thermal/%s/" % name
-        kind_text = tree.text(base + "type") or name
-        if name.startswith("thermal_zone"):
-            value = tree.number(base + "temp")
-            if value is not None:
-                label = kind_text if kind_text not in temperatures else "%s (%s)" % (kind_text, name)
-                temperatures[label] = value
-        elif name.startswith("cooling_device") and "cpu" in kind_text.lower():
-            state = tree.number(base + "cur_state")
-            if state is not None:
-                cooling["%s (%s)" % (kind_text, name)] = state
+    temperatures = _numbers(tree, sensors.temperatures(tree))
+    cooling = _numbers(tree, sensors.cooling_devices(tree))
     return Snapshot(
         khz=khz,
         temperature_mc=temperatures,
         throttle_counts=counts,
-        pi_flags=_pi_flags(tree, vcgencmd),
+        pi_flags=pi_flags(tree, vcgencmd),
         cooling=cooling,
         max_khz=max_khz,
         load_average=_load_average(tree),
@@ -157,23 +154,36 @@ def snapshot(tree: Optional[Tree] = None, vcgencmd: Optional[Callable[[], Option
     )
 
 
-def throttled(before: Snapshot, after: Snapshot) -> str:
-    """ "yes", "no" or "unknown"; see the module's text."""
-    if any(count > before.throttle_counts.get(key, count) for key, count in after.throttle_counts.items()):
-        return "yes"
+def throttled_by(before: Snapshot, after: Snapshot) -> List[str]:
+    """What shows throttling between two readings, in words."""
+    found = []
+    for key, count in after.throttle_counts.items():
+        events = count - before.throttle_counts.get(key, count)
+        if events > 0:
+            found.append("%s: throttled %d times" % (key, events))
     if after.pi_flags is not None:
         fresh = after.pi_flags & ~(before.pi_flags or 0) & _PI_SINCE_BOOT
-        if fresh or after.pi_flags & _PI_NOW:
-            return "yes"
-    if any(state > 0 for state in after.cooling.values()) or any(
-        state > 0 for state in before.cooling.values()
-    ):
+        found += pi_says(after.pi_flags & PI_NOW | fresh >> 16)
+    for key in sorted(before.cooling.keys() | after.cooling.keys()):
+        state = max(before.cooling.get(key, 0), after.cooling.get(key, 0))
+        if state > 0:
+            found.append("%s: state %d" % (key, state))
+    for key, khz in after.max_khz.items():
+        if khz < before.max_khz.get(key, khz):
+            found.append("%s: limited from %d to %d MHz" % (key, before.max_khz[key] // 1000, khz // 1000))
+    return found
+
+
+def pi_says(flags: int) -> List[str]:
+    """The firmware's flags in words; bits 16 and up are moved down to those of now."""
+    return ["firmware: " + text for bit, text in enumerate(_PI_WORDS) if flags >> bit & 1]
+
+
+def throttled(before: Snapshot, after: Snapshot) -> str:
+    """ "yes", "no" or "unknown"; see the module's text."""
+    if throttled_by(before, after):
         return "yes"
-    if any(khz < before.max_khz.get(key, khz) for key, khz in after.max_khz.items()):
-        return "yes"
-    if after.throttle_counts or after.pi_flags is not None or after.cooling:
-        return "no"
-    return "unknown"
+    return "no" if after.throttle_counts or after.pi_flags is not None or after.cooling else "unknown"
 
 
 def telemetry(before: Snapshot, after: Snapshot) -> Telemetry:
@@ -187,6 +197,7 @@ def telemetry(before: Snapshot, after: Snapshot) -> Telemetry:
         temperature_mc_before=before.temperature_mc,
         temperature_mc_after=after.temperature_mc,
         throttled=throttled(before, after),
+        throttled_by=throttled_by(before, after),
         load_average=before.load_average,
         other_cpu_s=None if busy_s is None else round(max(busy_s - own_s, 0.0), 3),
         steal_s=None if steal_s is None else round(steal_s, 3),

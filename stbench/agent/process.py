@@ -16,7 +16,8 @@ import sys
 import time
 from typing import Any, Callable, Deque, Dict, List, Mapping, NamedTuple, Optional, Sequence, Tuple
 
-from .tree import Tree, cpu_list
+from . import affinity
+from .tree import Tree, cpu_list, processes
 
 _PR_SET_PDEATHSIG = 1
 
@@ -38,7 +39,7 @@ _BUSY_SHARE = 0.1
 class Finished(NamedTuple):
     """``returncode`` is minus the signal that ended it. ``peak_rss_bytes`` is of its largest process, the
     other two of that process when they were largest together. ``affinity`` has a list of CPUs per thread
-    that computed, busiest threads first."""
+    that computed, busiest threads first, ``last_cpus`` where each was when looked at last."""
 
     returncode: int
     stdout: str
@@ -48,6 +49,7 @@ class Finished(NamedTuple):
     rss_anon_bytes: Optional[int]
     rss_file_bytes: Optional[int]
     affinity: List[List[int]]
+    last_cpus: List[int]
 
     def last_lines(self, is_noise: Callable[[str], bool] = lambda line: False, count: int = 4) -> str:
         """What it said last, stderr if there is any, in one line and without noise."""
@@ -106,6 +108,7 @@ def run(
         watch.anon,
         watch.file,
         watch.affinity(),
+        watch.last_cpus(),
     )
 
 
@@ -215,12 +218,12 @@ class _Watch:
         self.peak = 0
         self.anon: Optional[int] = None
         self.file: Optional[int] = None
-        # Thread id -> (CPU ticks, CPUs), as seen last.
-        self._threads: Dict[int, Tuple[int, List[int]]] = {}
+        # Thread id -> (CPU ticks, CPUs, the CPU that it was on), as seen last.
+        self._threads: Dict[int, Tuple[int, List[int], Optional[int]]] = {}
 
     def look(self) -> None:
         """One look."""
-        for pid in self._processes():
+        for pid in processes(self._tree, self._pid):
             fields = self._tree.fields("proc/%d/status" % pid)
             sizes = {key: self._tree.kibibytes(fields, key) for key in ("VmHWM", "RssAnon", "RssFile")}
             self.peak = max(self.peak, sizes["VmHWM"] or 0)
@@ -231,24 +234,24 @@ class _Watch:
 
     def _thread(self, pid: int, thread: int) -> None:
         base = "proc/%d/task/%d/" % (pid, thread)
+        stat = self._tree.text(base + "stat") or ""
         # The command's name is in brackets and may hold anything.
-        numbers = (self._tree.text(base + "stat") or "").rpartition(")")[2].split()
+        numbers = stat.rpartition(")")[2].split()
         cpus = cpu_list(self._tree.fields(base + "status").get("Cpus_allowed_list", ""))
         if len(numbers) > 12 and cpus:
-            self._threads[thread] = (int(numbers[11]) + int(numbers[12]), cpus)
-
-    def _processes(self) -> List[int]:
-        found, unseen = [], [self._pid]
-        while unseen:
-            pid = unseen.pop()
-            found.append(pid)
-            for thread in self._tree.names("proc/%d/task" % pid):
-                text = self._tree.text("proc/%d/task/%s/children" % (pid, thread)) or ""
-                unseen += [int(child) for child in text.split()]
-        return found
+            ticks = int(numbers[11]) + int(numbers[12])
+            self._threads[thread] = (ticks, cpus, affinity.processor(stat))
 
     def affinity(self) -> List[List[int]]:
         """CPUs of the threads that computed, busiest first."""
-        seen = sorted(self._threads.items(), key=lambda item: (-item[1][0], item[0]))
-        busiest = seen[0][1][0] if seen else 0
-        return [cpus for _, (ticks, cpus) in seen if ticks >= _BUSY_SHARE * busiest]
+        return [cpus for _, cpus, _ in self._busy()]
+
+    def last_cpus(self) -> List[int]:
+        """Where these threads were; [] when /proc does not say of all."""
+        found = [cpu for _, _, cpu in self._busy() if cpu is not None]
+        return found if len(found) == len(self._busy()) else []
+
+    def _busy(self) -> List[Tuple[int, List[int], Optional[int]]]:
+        seen = [one for _, one in sorted(self._threads.items(), key=lambda item: (-item[1][0], item[0]))]
+        busiest = seen[0][0] if seen else 0
+        return [one for one in seen if one[0] >= _BUSY_SHARE * busiest]

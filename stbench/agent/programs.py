@@ -7,6 +7,7 @@ signal takes this process with it in the same way, so that crashes and the out-o
 in one place (:mod:`stbench.agent.supervise`).
 """
 
+import dataclasses
 import faulthandler
 import hashlib
 import os
@@ -16,7 +17,7 @@ import signal
 import sys
 from typing import Any, Dict, List, NamedTuple, NoReturn, Optional
 
-from . import __version__, external, llama_bench, model_file, monitor, probe, process, sbr
+from . import __version__, affinity, external, llama_bench, model_file, monitor, probe, process, sbr
 from .sbr import NativeError, _abi
 from .wire import PROGRAM_KINDS, Check, Effective, JobSpec, Memory, Program, Samples, Versions
 
@@ -72,7 +73,10 @@ def measure(job: JobSpec, report: Any) -> None:
     numbers = run(job, program, executable, report)
     report.part("telemetry", monitor.telemetry(before, _snapshot(job)))
     report.part("samples", numbers.samples)
-    report.part("effective", numbers.effective)
+    kept, strays = affinity.judged(job.settings, numbers.effective)
+    report.part("effective", dataclasses.replace(numbers.effective, affinity_kept=kept))
+    if strays:
+        report.part("warnings", strays)
     report.part("versions", Versions(__version__, dict(runtime, **numbers.runtime), digest))
     report.part("memory", Memory(numbers.peak_rss_bytes, numbers.rss_anon_bytes, numbers.rss_file_bytes))
     report.part("check", Check("unchecked", "", 0, detail=UNCHECKED))
@@ -193,6 +197,7 @@ def _joined(
         threads=threads,
         # Helpers that load or poll take CPU time, too: the busiest ones are those that compute.
         affinity=run.affinity[:threads] if threads else run.affinity,
+        last_cpus=run.last_cpus[:threads] if threads else run.last_cpus,
         isa="",
         n_ctx=log.n_ctx,
         n_batch=llama_bench.whole_number(last, "n_ubatch"),
@@ -252,6 +257,7 @@ def _external(job: JobSpec, program: Program, executable: str, report: Any) -> _
     effective = Effective(
         threads=threads if "threads" in passed else 0,
         affinity=done.affinity,
+        last_cpus=done.last_cpus,
         isa="",
         n_ctx=settings.n_ctx if "n_ctx" in passed else 0,
         n_batch=settings.n_batch if "n_batch" in passed else 0,

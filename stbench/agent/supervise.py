@@ -7,7 +7,6 @@ with this process (PR_SET_PDEATHSIG), and volunteers to be the out-of-memory kil
 we live to tell.
 """
 
-import collections
 import contextlib
 import ctypes
 import dataclasses
@@ -17,25 +16,21 @@ import json
 import os
 import re
 import resource
-import select
 import signal
 import sys
 import time
-from typing import Any, Callable, Deque, Dict, List, NamedTuple, Optional, Tuple
+from typing import Any, Callable, Dict, List, NamedTuple, Optional, Tuple, Type
 
-from . import bracket, wire
+from . import bracket, gate, wire
+from .childloop import Loop, Signals
 from .measure import Report, measure
+from .sampler import Sampler
 from .sbr import NativeError, _abi
 from .tree import Tree
-from .wire import JobSpec, RunRecord
+from .wire import Gate, JobSpec, RunRecord
+from .wirejson import T
 
 _PR_SET_PDEATHSIG = 1
-_LOG_LINES = 12
-# Of a Python stack, innermost first, so many lines.
-_LOG_FRAMES = 2
-_LOG_LINE_CHARS = 300
-# How long output of a dead child's own children is waited for, seconds.
-_DRAIN_S = 0.5
 
 # The fields of a record that arrive as parts, with their types.
 _PARTS: Dict[str, Any] = {
@@ -72,13 +67,25 @@ _NOT_RUN = Outcome(0, [], [], False, 0, None, 0.0)
 def run_job(job: JobSpec, work: Callable[[JobSpec, Report], None] = measure) -> RunRecord:
     """Measures ``job`` and returns its record, whatever happens. Call from the main thread."""
     started = datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+    gated, problem, waiting = _cool_down(job) if gate.is_wanted(job) else (None, "", _NOT_RUN)
+    if waiting.cancelled_by:
+        return _record(job, waiting, started)
+    # A sensor that hung there would hang us, too.
+    record = _bracketed(dataclasses.replace(job, sample_hz=0.0) if problem else job, work, started)
+    if problem:
+        said = "the thermal gate failed: not sampled, and perhaps started on a warm device: " + problem
+        record = dataclasses.replace(record, warnings=[*record.warnings, said])
+    return dataclasses.replace(record, gate=gated)
+
+
+def _bracketed(job: JobSpec, work: Callable[[JobSpec, Report], None], started: str) -> RunRecord:
+    """The record of a run with the bandwidth probed around it, where that was asked for."""
     if job.bracket_ms <= 0 or job.purpose != "measure":
-        return _record(job, _run_child(lambda report: work(job, report), job.timeout_s), started)
+        return _measured(job, work, started)
     before, problem, probing = _probe_memory(job, after=False)
     if probing.cancelled_by:
         return _record(job, probing, started)
-    outcome = _run_child(lambda report: work(job, report), job.timeout_s)
-    record = _record(job, outcome, started)
+    record = _measured(job, work, started)
     if record.status != "ok":
         return record
     after = None
@@ -90,24 +97,53 @@ def run_job(job: JobSpec, work: Callable[[JobSpec, Report], None] = measure) -> 
     return dataclasses.replace(record, bracket=bracket.joined(before, after))
 
 
+def _measured(job: JobSpec, work: Callable[[JobSpec, Report], None], started: str) -> RunRecord:
+    """The record of a run, with what was seen of the machine meanwhile."""
+    seen = Sampler(job) if job.sample_hz > 0 and job.purpose == "measure" else None
+    outcome = _run_child(lambda report: work(job, report), job.timeout_s, seen)
+    record = _record(job, outcome, started)
+    if seen is None:
+        return record
+    samples, telemetry = record.samples, record.telemetry
+    return dataclasses.replace(
+        record,
+        timeline=seen.timeline(),
+        telemetry=seen.judged(telemetry) if telemetry is not None else None,
+        energy=seen.energy(job.workload.n_gen) if samples is not None and samples.decode_ns else None,
+    )
+
+
+def _cool_down(job: JobSpec) -> Tuple[Optional[Gate], str, Outcome]:
+    """The thermal gate, in a child of its own: a sensor that hangs is no reason to hang with it. Its result,
+    or None and the reason."""
+    return _aside("thermal gate", Gate, lambda: gate.wait(job), job.cool_down_s + gate.PATIENCE_S)
+
+
 def _probe_memory(job: JobSpec, after: bool) -> Tuple[Optional[bracket.Probe], str, Outcome]:
     """One side of a bracket, or None and the reason."""
+    timeout_s = bracket.PATIENCE_S + 2 * job.bracket_ms / 1000
+    return _aside("memory probe", bracket.Probe, lambda: bracket.measure(job, after), timeout_s)
+
+
+def _aside(
+    phase: str, kind: Type[T], find: Callable[[], T], timeout_s: float
+) -> Tuple[Optional[T], str, Outcome]:
+    """What ``find`` returns in a child of its own, beside the job; or None and the reason."""
 
     def work(report: Report) -> None:
-        report.phase("memory probe")
-        report.part("probe", bracket.measure(job, after))
+        report.phase(phase)
+        report.part("aside", find())
 
-    timeout_s = bracket.PATIENCE_S + 2 * job.bracket_ms / 1000
     try:
         outcome = _run_child(work, timeout_s)
     except OSError as error:
         # No process to be had for it; the job may still find one, or has ended well already.
         return None, str(error), _NOT_RUN
     status, detail = _verdict(outcome, timeout_s)
-    found = [message["value"] for message in outcome.messages if message.get("part") == "probe"]
+    found = [message["value"] for message in outcome.messages if message.get("part") == "aside"]
     if status != "ok" or not found:
         return None, detail or status, outcome
-    return wire.from_json(bracket.Probe, found[-1]), "", outcome
+    return wire.from_json(kind, found[-1]), "", outcome
 
 
 # ---- the child ---------------------------------------------------------------------------------------
@@ -216,44 +252,17 @@ def _oom_kills(tree: Optional[Tree] = None) -> Optional[int]:
     return sum(numbers) if numbers else None
 
 
-class _Signals:
-    """SIGTERM, SIGINT and SIGCHLD as bytes on a pipe while the block runs; ``cancelled_by`` remembers
-    which."""
-
-    def __init__(self) -> None:
-        self.cancelled_by = 0
-        self.reader, self._writer = os.pipe()
-        os.set_blocking(self.reader, False)
-        os.set_blocking(self._writer, False)
-        self._before: Dict[int, Any] = {}
-        self._wakeup = -1
-
-    def _note(self, number: int, _frame: Any) -> None:
-        self.cancelled_by = number
-
-    def __enter__(self) -> "_Signals":
-        self._wakeup = signal.set_wakeup_fd(self._writer, warn_on_full_buffer=False)
-        for number in (signal.SIGTERM, signal.SIGINT):
-            self._before[number] = signal.signal(number, self._note)
-        self._before[signal.SIGCHLD] = signal.signal(signal.SIGCHLD, lambda *_: None)
-        return self
-
-    def __exit__(self, *_exc: Any) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-        signal.set_wakeup_fd(self._wakeup)
-        os.close(self.reader)
-        os.close(self._writer)
-
-
-def _run_child(work: Callable[[Report], None], timeout_s: float) -> Outcome:
+def _run_child(
+    work: Callable[[Report], None], timeout_s: float, sampler: Optional[Sampler] = None
+) -> Outcome:
+    """Runs ``work`` in a child to its end; ``sampler`` looks at the machine meanwhile."""
     begin = time.monotonic()
     oom_before = _oom_kills()
     result_reader, result_writer = os.pipe()
     log_reader, log_writer = os.pipe()
     sys.stdout.flush()
     sys.stderr.flush()
-    with _Signals() as signals:
+    with Signals() as signals:
         parent = os.getpid()
         pid = os.fork()
         if pid == 0:
@@ -262,99 +271,20 @@ def _run_child(work: Callable[[Report], None], timeout_s: float) -> Outcome:
             _child(parent, result_writer, log_writer, work)
         os.close(result_writer)
         os.close(log_writer)
-        loop = _Loop(pid, result_reader, log_reader, signals)
-        status, timed_out = loop.run(begin + timeout_s)
+        loop = Loop(pid, result_reader, log_reader, signals, sampler)
+        try:
+            if sampler is not None:
+                sampler.start(pid)
+            status, timed_out = loop.run(begin + timeout_s)
+        finally:
+            if sampler is not None:
+                sampler.close()
     code = os.WEXITSTATUS(status) if os.WIFEXITED(status) else -os.WTERMSIG(status)
     oom_after = _oom_kills()
     oom = oom_after - oom_before if oom_after is not None and oom_before is not None else None
     return Outcome(
         code, loop.messages(), loop.log(), timed_out, signals.cancelled_by, oom, time.monotonic() - begin
     )
-
-
-class _Loop:
-    """Reads a child's pipes until it is dead, killing it at the deadline or when we are told to stop."""
-
-    def __init__(self, pid: int, results: int, log: int, signals: _Signals) -> None:
-        self._pid = pid
-        self._results_fd = results
-        self._log_fd = log
-        self._signals = signals
-        self._results = bytearray()
-        self._lines: Deque[bytes] = collections.deque(maxlen=_LOG_LINES)
-        self._partial = b""
-        self._frames = 0
-        self._open = {results, log}
-
-    def run(self, deadline: float) -> Tuple[int, bool]:
-        """(wait status, killed because of the deadline). Closes both pipes."""
-        timed_out = killed = False
-        status: Optional[int] = None
-        while status is None:
-            left = deadline - time.monotonic()
-            if not killed and (left <= 0 or self._signals.cancelled_by):
-                timed_out = not self._signals.cancelled_by
-                killed = True
-                self._kill()
-            self._read(0.2 if killed else min(max(left, 0.0), 60.0))
-            waited, wait_status = os.waitpid(self._pid, os.WNOHANG)
-            if waited:
-                status = wait_status
-        self._kill()
-        drained = time.monotonic() + _DRAIN_S
-        while self._open and time.monotonic() < drained:
-            self._read(0.05)
-        for descriptor in (self._results_fd, self._log_fd):
-            os.close(descriptor)
-        return status, timed_out
-
-    def _kill(self) -> None:
-        """The child's process group; the child itself as long as it has not made one."""
-        for kill, target in ((os.killpg, self._pid), (os.kill, self._pid)):
-            try:
-                kill(target, signal.SIGKILL)
-            except (ProcessLookupError, PermissionError):
-                continue
-
-    def _read(self, timeout: float) -> None:
-        readable, _, _ = select.select([*self._open, self._signals.reader], [], [], timeout)
-        for descriptor in readable:
-            try:
-                data = os.read(descriptor, 1 << 16)
-            except BlockingIOError:
-                continue
-            if descriptor == self._results_fd:
-                self._results += data
-            elif descriptor == self._log_fd:
-                self._log(data)
-            if not data:
-                self._open.discard(descriptor)
-
-    def _log(self, data: bytes) -> None:
-        try:
-            sys.stderr.buffer.write(data)
-            sys.stderr.buffer.flush()
-        except (OSError, ValueError):
-            # Nobody listens any more; the record still goes to its file.
-            pass
-        lines = (self._partial + data).split(b"\n")
-        self._partial = lines.pop()[-4 * _LOG_LINE_CHARS :]
-        for line in lines:
-            self._frames = self._frames + 1 if line.startswith(b'  File "') else 0
-            if line.strip() and self._frames <= _LOG_FRAMES:
-                self._lines.append(line)
-
-    def log(self) -> List[str]:
-        """The last lines that the child wrote."""
-        lines = list(self._lines) + ([self._partial] if self._partial.strip() else [])
-        return [line.decode("utf-8", "replace").strip()[:_LOG_LINE_CHARS] for line in lines[-_LOG_LINES:]]
-
-    def messages(self) -> List[Dict[str, Any]]:
-        """What the child reported; a line that it did not finish is dropped."""
-        found = []
-        for line in bytes(self._results).split(b"\n")[:-1]:
-            found.append(json.loads(line))
-        return found
 
 
 # ---- the record --------------------------------------------------------------------------------------

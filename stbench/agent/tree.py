@@ -7,7 +7,7 @@ from typing import Dict, List, Optional
 # More than any kernel is built for; a longer list is not one of CPUs.
 _MAX_CPUS = 1 << 16
 
-__all__ = ["Tree", "cpu_list"]
+__all__ = ["Tree", "cpu_list", "processes"]
 
 
 class Tree:
@@ -92,3 +92,15 @@ def cpu_list(text: str) -> List[int]:
     except ValueError:
         return []
     return cpus
+
+
+def processes(tree: Tree, pid: int) -> List[int]:
+    """A process and what it started, as far as the kernel lists children (CONFIG_PROC_CHILDREN)."""
+    found, unseen = [], [pid]
+    while unseen:
+        pid = unseen.pop()
+        found.append(pid)
+        for thread in tree.names("proc/%d/task" % pid):
+            text = tree.text("proc/%d/task/%s/children" % (pid, thread)) or ""
+            unseen += [int(child) for child in text.split()]
+    return found

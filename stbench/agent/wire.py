@@ -19,6 +19,18 @@ from .wiresearch import Candidate as Candidate
 from .wiresearch import ThreadChoice as ThreadChoice
 from .wiresearch import ThreadSearch as ThreadSearch
 from .wirespec import SynthSpec as SynthSpec
+from .wirespool import Alive as Alive
+from .wirespool import Receipt as Receipt
+from .wirespool import SpoolEntry as SpoolEntry
+from .wirespool import spool_key as spool_key
+from .wiretelemetry import GATE_OUTCOMES as GATE_OUTCOMES
+from .wiretelemetry import Bandwidth as Bandwidth
+from .wiretelemetry import Bracket as Bracket
+from .wiretelemetry import Energy as Energy
+from .wiretelemetry import Gate as Gate
+from .wiretelemetry import Telemetry as Telemetry
+from .wiretelemetry import ThermalState as ThermalState
+from .wiretelemetry import Timeline as Timeline
 from .wiretools import LimitProbe as LimitProbe
 from .wiretools import LimitResult as LimitResult
 from .wiretools import LimitsRequest as LimitsRequest
@@ -38,6 +50,7 @@ STATUSES = (
     "wrong-output",
     "cancelled",
     "failed",
+    "lost",
 )
 
 # Engines that are programs: llama.cpp's own benchmark, and any command line.
@@ -162,7 +175,9 @@ class JobSpec:
     ``library`` is the path of libsbr.so on the device, "" for the fake engine; engines that are programs
     have a ``program``, and the library for the bandwidth probes. ``bracket_ms`` is how long each of these
     takes (0: none). ``attempt`` counts the runs of one job that was disturbed, from 0; ``id`` is the same
-    for all."""
+    for all. ``cool_down_s`` is the longest wait of the thermal gate (0: no gate) and ``idle`` the coolest
+    state that it has seen on this device; ``sample_hz`` is how often the machine is looked at during the run
+    (0: never)."""
 
     id: str
     label: str
@@ -184,6 +199,9 @@ class JobSpec:
     attempt: int = 0
     candidates: List[Candidate] = field(default_factory=list)
     choice: Optional[ThreadChoice] = None
+    cool_down_s: float = 0.0
+    idle: Optional[ThermalState] = None
+    sample_hz: float = 1.0
     schema: int = SCHEMA_VERSION
 
 
@@ -262,7 +280,9 @@ class Effective:
     """What was really in force. ``affinity`` is per thread, from /proc, as read during the run. Of an
     engine that is a program only what it says or /proc shows is known: other texts are "", other numbers 0.
     ``weights_repacked``: weights were copied into another layout in anonymous memory; ``load_ns``: how long
-    loading took, repacking included. None: not known."""
+    loading took, repacking included. ``last_cpus`` is where each thread was after the last token;
+    ``affinity_kept``: threads were allowed, and last seen on, the CPUs asked for and no others. None: not
+    known, or not asked."""
 
     threads: int
     affinity: List[List[int]]
@@ -278,6 +298,8 @@ class Effective:
     load: str
     weights_repacked: Optional[bool] = None
     load_ns: Optional[int] = None
+    last_cpus: List[int] = field(default_factory=list)
+    affinity_kept: Optional[bool] = None
 
 
 @dataclass(frozen=True)
@@ -344,47 +366,6 @@ class Memory:
 
 
 @dataclass(frozen=True)
-class Telemetry:
-    """Frequencies (per CPU) and temperatures before and after; empty where there are no sensors.
-    ``throttled`` is one of THROTTLE_VERDICTS; ``load_average`` is the one-minute one before the run.
-    ``other_cpu_s`` is the CPU time that other processes took during the run, ``steal_s`` what a hypervisor
-    took away, summed over the run's CPUs; None: the kernel does not say. ``window_s`` is the time between
-    the readings: the timed part of a run, or all of a program's."""
-
-    khz_before: List[int]
-    khz_after: List[int]
-    temperature_mc_before: Dict[str, int]
-    temperature_mc_after: Dict[str, int]
-    throttled: str
-    load_average: Optional[float] = None
-    other_cpu_s: Optional[float] = None
-    steal_s: Optional[float] = None
-    window_s: Optional[float] = None
-
-
-@dataclass(frozen=True)
-class Bandwidth:
-    """``bytes`` read in ``ns``; bytes / ns is GB/s."""
-
-    bytes: int
-    ns: int
-
-
-@dataclass(frozen=True)
-class Bracket:
-    """What the memory gave just before and just after a run, with the run's threads and CPUs: ``read``
-    streams, ``gather`` reads whole rows of ``row_bytes`` in random order (None: not measured)."""
-
-    threads: int
-    buffer_bytes: int
-    read_before: Bandwidth
-    read_after: Bandwidth
-    gather_before: Optional[Bandwidth] = None
-    gather_after: Optional[Bandwidth] = None
-    row_bytes: int = 0
-
-
-@dataclass(frozen=True)
 class Check:
     """The outcome of the comparison with the reference. ``output_hash`` is over the logits of the
     checked steps and is equal on every machine that computes correctly (docs/arithmetic.md).
@@ -414,7 +395,9 @@ class Versions:
 class RunRecord:
     """One process invocation. Parts that a failed run never reached are None. Samples of a run that is not
     "ok" are kept for diagnosis and are no speed. ``reference`` is the result of purpose "reference" and
-    ``search`` that of "search", which have no samples; ``choice``: -t auto set the threads and CPUs."""
+    ``search`` that of "search", which have no samples; ``choice``: -t auto set the threads and CPUs.
+    ``gate`` None: the job asked for none; ``timeline`` None: it was not sampled; ``energy`` None: no sensor,
+    or not told apart from the rest of a program's run."""
 
     id: str
     label: str
@@ -448,3 +431,6 @@ class RunRecord:
     reference: Optional[Reference] = None
     search: Optional[ThreadSearch] = None
     choice: Optional[ThreadChoice] = None
+    gate: Optional[Gate] = None
+    timeline: Optional[Timeline] = None
+    energy: Optional[Energy] = None

@@ -5,13 +5,13 @@ from __future__ import annotations
 import argparse
 import datetime
 import fnmatch
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stbench.errors import InventoryError, StoreError, UsageError
+from stbench.errors import InventoryError, StbenchError, StoreError, UsageError
 
 if TYPE_CHECKING:
     from stbench.inventory import Device
@@ -63,9 +63,10 @@ _NUMBERS = (
         "--max-reruns",
         "max_reruns",
         int,
-        "repeat at most so many disturbed runs (half of the jobs, each once)",
+        "repeat at most so many disturbed runs of a device (half of its jobs, each once)",
     ),
     ("--bracket-ms", "bracket_ms", int, "bandwidth probe before and after each run, ms; 0: none (200)"),
+    ("--sample-hz", "sample_hz", float, "looks at clocks, heat and memory per s of a run; 0: none (1)"),
 )
 
 DEVICES = Path("devices.yaml")
@@ -159,10 +160,11 @@ def new_campaign_name(preset: str, results: Path) -> str:
 
 @dataclass(frozen=True)
 class Ready:
-    """Connected devices and the plan for them."""
+    """Connected devices and the plan for them. ``unreachable``: those left out, and why."""
 
     plan: Plan
     devices: list[Prepared]
+    unreachable: Mapping[str, str] = field(default_factory=dict)
 
 
 @contextmanager
@@ -173,9 +175,12 @@ def planned(
     on_bytes: Callable[[str, int, int], None],
     *,
     lease: bool,
+    note: Callable[[str], None] | None = None,
+    wait_s: float = 0.0,
 ) -> Iterator[Ready]:
     """Connects, deploys, asks for facts and plans; devices stay connected inside the block. ``lease``: takes
-    them for this process, as everything that measures must."""
+    them for this process, as everything that measures must. With ``note``, which is told, devices that cannot
+    be reached are left out as long as there are others. ``wait_s``: how long jobs wait for a busy board."""
     from stbench.agentclient import needs_library
     from stbench.build import find_library
     from stbench.plan import build_plan
@@ -187,5 +192,22 @@ def planned(
     names, sweep = label_names(sweep)
     needed = args.library is not None or any(needs_library(engine) for engine in sweep.engines)
     library = find_library(args.library) if needed else None
-    with prepared(devices, names, library, on_bytes, engines=sweep.engines, lease=lease) as ready:
-        yield Ready(build_plan(sweep, [device.target for device in ready], campaign), ready)
+    unreachable: dict[str, str] = {}
+
+    def leave_out(device: str, error: StbenchError) -> None:
+        unreachable[device] = str(error)
+        if note is not None:
+            why = str(error).removeprefix(f"{device}: ")
+            note(f"{device}: left out: {why}" + (f" (try: {error.hint})" if error.hint else ""))
+
+    with prepared(
+        devices,
+        names,
+        library,
+        on_bytes,
+        engines=sweep.engines,
+        lease=lease,
+        on_unreachable=leave_out if note is not None and len(devices) > 1 else None,
+        wait_s=wait_s,
+    ) as ready:
+        yield Ready(build_plan(sweep, [device.target for device in ready], campaign), ready, unreachable)

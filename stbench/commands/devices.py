@@ -1,143 +1,48 @@
-"""``stbench devices``: what is in devices.yaml, and what those devices report about themselves."""
+"""``stbench devices``: the devices of devices.yaml, listed, added, trusted, examined, cleaned."""
 
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
-from stbench import errors
-from stbench.commands import Subparsers, add_command
-from stbench.console import print_json, stdout_console
-
-if TYPE_CHECKING:
-    from stbench.agent.wire import DeviceFacts
-    from stbench.build import Library
-    from stbench.inventory import Device
+from stbench.commands import (
+    Subparsers,
+    _devices_add,
+    _devices_clean,
+    _devices_doctor,
+    _devices_list,
+    _devices_trust,
+    add_command,
+)
 
 EXAMPLE = """
 stbench devices
 stbench devices --devices lab.yaml --json
+stbench devices add pi@raspberry-pi-5.local
+stbench devices doctor
 """
 
 
 def register(subparsers: Subparsers) -> None:
-    """Adds ``stbench devices``."""
+    """Adds ``stbench devices`` and its sub-commands; without one of them it lists."""
     parser = add_command(
-        subparsers, "devices", run, help="list devices and what they report about themselves", example=EXAMPLE
+        subparsers,
+        "devices",
+        _devices_list.run,
+        help="list devices and what they report about themselves",
+        example=EXAMPLE,
     )
-    parser.add_argument(
-        "--devices", type=Path, default=Path("devices.yaml"), metavar="FILE", help="(devices.yaml)"
-    )
-    parser.add_argument(
-        "--library", type=Path, metavar="PATH", help="a libsbr.so other than the installed one"
-    )
-    parser.add_argument("--no-probe", action="store_true", help="only what the file says")
+    _devices_list.add_options(parser)
+    inner = parser.add_subparsers(dest="devices_command", metavar="COMMAND", required=False)
+    for command in (_devices_list, _devices_add, _devices_trust, _devices_doctor, _devices_clean):
+        command.register(inner)
+    _take_options_before_too(parser, inner)
 
 
-def run(args: argparse.Namespace) -> int:
-    """Lists all devices; probes the enabled ones. Exit code 4 when one of them does not answer."""
-    from stbench.inventory import load_inventory
-
-    inventory = load_inventory(args.devices)
-    library = None if args.no_probe else _library(args.library)
-    found: list[dict[str, Any]] = []
-    unreachable: list[str] = []
-    for device in inventory.devices:
-        entry: dict[str, Any] = {"device": device, "facts": None, "problem": ""}
-        if device.enabled and not args.no_probe:
-            try:
-                entry["facts"] = _probe(device, library)
-            except errors.DeviceError as error:
-                entry["problem"] = str(error)
-                unreachable.append(device.name)
-        found.append(entry)
-    if args.json:
-        print_json([_as_json(entry) for entry in found])
-    else:
-        _print(found)
-    if unreachable:
-        raise errors.DeviceError(f"no answer from: {', '.join(unreachable)}")
-    return errors.EXIT_OK
-
-
-def _library(explicit: Path | None) -> Library | None:
-    """Without a runtime everything but the instruction sets is still known."""
-    from stbench.build import find_library
-
-    if explicit is not None:
-        return find_library(explicit)
-    try:
-        return find_library()
-    except errors.BuildError:
-        return None
-
-
-def _probe(device: Device, library: Library | None) -> DeviceFacts:
-    from stbench.agentclient import Agent
-    from stbench.connectors import connector_for
-    from stbench.deploy import deploy
-
-    # No lease: asking changes nothing and may happen beside a sweep.
-    connector = connector_for(device)
-    return Agent(device.name, connector, deploy(connector, library)).facts()
-
-
-def _as_json(entry: dict[str, Any]) -> dict[str, Any]:
-    from dataclasses import asdict
-
-    from stbench.agent.wire import to_json
-
-    facts = to_json(entry["facts"]) if entry["facts"] is not None else None
-    return {**asdict(entry["device"]), "facts": facts, "problem": entry["problem"]}
-
-
-def _print(found: list[dict[str, Any]]) -> None:
-    console = stdout_console()
-    for entry in found:
-        device: Device = entry["device"]
-        where = (
-            device.connector
-            if device.connector == "local"
-            else f"{device.connector} {device.host}:{device.port}"
-        )
-        threads = "all" if device.threads is None else ",".join(map(_thread_word, device.threads))
-        state = "enabled" if device.enabled else "disabled"
-        console.print(f"{device.name}: {state}, {where}, threads {threads}", markup=False)
-        lines = _fact_lines(entry["facts"]) if entry["facts"] is not None else []
-        for key, text in [*lines, *([("problem", entry["problem"])] if entry["problem"] else [])]:
-            console.print(f"  {key:<13}{text}", markup=False, soft_wrap=True)
-
-
-def _thread_word(threads: int) -> str:
-    from stbench.axes import AUTO_THREADS
-
-    return "auto" if threads == AUTO_THREADS else str(threads)
-
-
-def _fact_lines(facts: DeviceFacts) -> list[tuple[str, str]]:
-    clusters = "; ".join(
-        f"{len(c.cpus)} x {c.model}"
-        + (f" at {c.max_khz / 1e6:.2f} GHz" if c.max_khz else "")
-        + (f", {c.governor}" if c.governor else "")
-        for c in facts.clusters
-    )
-    gib = 1 << 30
-    storage = facts.storage or "unknown"
-    if facts.storage_free_bytes is not None:
-        storage += f", {facts.storage_free_bytes / 1e9:.0f} GB free"
-    lines = [
-        ("board", facts.board or ""),
-        ("cpu", f"{facts.cpu_model}, {facts.n_cpus} CPUs, {facts.machine}"),
-        ("clusters", clusters),
-        ("isa", ", ".join(facts.isas) or "unknown: the runtime is not installed"),
-        ("memory", f"{facts.memory_bytes / gib:.1f} GiB, {facts.memory_available_bytes / gib:.1f} available"),
-        ("swap", f"{facts.swap_bytes / gib:.1f} GiB" if facts.swap_bytes else "none"),
-        ("page", f"{facts.page_bytes // 1024} KiB"),
-        ("storage", storage),
-        ("system", f"{facts.os}, {facts.kernel}, Python {facts.python}"),
-        ("virtual", facts.virtualisation or ""),
-        ("fingerprint", facts.fingerprint),
-        *[("note", note) for note in facts.notes],
-    ]
-    return [(key, text) for key, text in lines if text]
+def _take_options_before_too(parser: argparse.ArgumentParser, inner: Subparsers) -> None:
+    """Options that a sub-command shares with ``stbench devices`` may stand before its name: there, its own
+    default must not take the place of what was given."""
+    shared = {action.dest for action in parser._actions}
+    for command in inner.choices.values():
+        for action in command._actions:
+            if action.dest in shared and action.option_strings and action.dest != "help":
+                action.default = argparse.SUPPRESS

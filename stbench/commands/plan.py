@@ -69,12 +69,16 @@ def print_plan(plan: Plan, *, as_json: bool) -> None:
     console.print(table)
     for device, models in plan.to_make.items():
         for model in models:
-            console.print(f"{device}: makes {model.ref.name}, {model.file_bytes / 1e9:.2f} GB, synthetic")
+            verb, kind = ("gets", model.source) if model.source else ("makes", "synthetic")
+            size = f"{model.file_bytes / 1e9:.2f} GB"
+            console.print(f"{device}: {verb} {model.ref.name}, {size}, {kind}", markup=False, soft_wrap=True)
     for sentence in plan.room_sentences():
         console.print(sentence)
     console.print(
         f"expected time: {duration(plan.expected_s())} (a guess; references that do not ship add to it)"
     )
+    if plan.order_sentence():
+        console.print(plan.order_sentence())
     for sentence in plan.search_sentences():
         console.print(sentence)
     console.print(plan.rerun_sentence())

@@ -55,6 +55,13 @@ def register(subparsers: Subparsers) -> None:
     parser.add_argument(
         "--retry-failed", action="store_true", help="with --resume: run failed jobs again, too"
     )
+    parser.add_argument(
+        "--wait",
+        type=_seconds,
+        default=0.0,
+        metavar="SECONDS",
+        help="wait so long for a board on which somebody else runs a job (0: it is left for --resume)",
+    )
     parser.add_argument("--dry-run", action="store_true", help="print the plan and stop, as `stbench plan`")
     parser.add_argument(
         "--references-only",
@@ -62,6 +69,13 @@ def register(subparsers: Subparsers) -> None:
         help="make models and expected outputs, print the files of the latter, measure nothing",
     )
     parser.add_argument("--reports", type=Path, default=REPORTS, metavar="DIR", help="(reports)")
+
+
+def _seconds(text: str) -> float:
+    value = float(text)
+    if not 0 <= value <= 86400:
+        raise argparse.ArgumentTypeError(f"{text} is not within 0 and 86400 seconds")
+    return value
 
 
 def run(args: argparse.Namespace) -> int:
@@ -80,6 +94,8 @@ def run(args: argparse.Namespace) -> int:
             campaign,
             lambda stage, done, total: live.step(stage, done, total),
             lease=not args.dry_run,
+            note=live.note,
+            wait_s=args.wait,
         ) as ready,
     ):
         if args.dry_run:
@@ -166,6 +182,8 @@ def measure(
             live.note(note)
         _describe(store, sweep, ready)
         live.note(f"{len(ready.plan.jobs)} jobs, results in {directory}")
+        if ready.plan.order_sentence():
+            live.note(ready.plan.order_sentence())
         for sentence in ready.plan.search_sentences():
             live.note(sentence)
         live.note(ready.plan.rerun_sentence())
@@ -196,6 +214,7 @@ def _describe(store: Store, sweep: Sweep, ready: Ready) -> None:
                 }
                 for device in ready.devices
             },
+            "unreachable": dict(ready.unreachable),
         }
     )
 
@@ -204,6 +223,7 @@ def _report(
     args: argparse.Namespace, campaign: str, ready: Ready, outcome: Outcome, records: list[RunRecord]
 ) -> int:
     from stbench.campaign import UNFINISHED
+    from stbench.yamlfile import printable
 
     planned_ids = {job.id for job in ready.plan.jobs}
     mine = [record for record in records if record.id in planned_ids and record.status != UNFINISHED]
@@ -215,7 +235,7 @@ def _report(
 
         written = write_reports(finished, args.reports / campaign)
     if args.json:
-        print_json(_summary(campaign, outcome, mine, written))
+        print_json(_summary(campaign, ready, outcome, mine, written))
     elif finished:
         from stbench.grid import render_grid
 
@@ -226,9 +246,10 @@ def _report(
 
     again = _resume_command(args, campaign)
     if outcome.interrupted:
-        raise errors.Interrupted(
-            f"interrupted; {len(mine)} of {len(planned_ids)} records are stored", hint=again
-        )
+        text = f"interrupted; {len(mine)} of {len(planned_ids)} records are stored"
+        if outcome.unattended:
+            text += f"; something may still run on {', '.join(outcome.unattended)}"
+        raise errors.Interrupted(text, hint=again)
     if outcome.stopped:
         log.print(
             f"stopped: {outcome.stopped}; {outcome.left} jobs left; go on with: {again}",
@@ -242,12 +263,28 @@ def _report(
             soft_wrap=True,
             markup=False,
         )
+    for device, why in outcome.lost.items():
+        log.print(f"{device} has jobs left: {printable(why)}", soft_wrap=True, markup=False)
+    if outcome.lost and not outcome.ran and set(outcome.lost) == set(ready.plan.devices):
+        raise errors.DeviceError(f"nothing could be measured on {', '.join(outcome.lost)}", hint=again)
     bad = sorted({record.label for record in mine if record.status != "ok"})
-    missing = sorted({job.label for job in ready.plan.jobs} - {record.label for record in mine})
+    missing = _not_run(ready, outcome, mine)
     if bad or missing:
         parts = [f"failed: {', '.join(bad)}"] * bool(bad) + [f"not run: {', '.join(missing)}"] * bool(missing)
         raise errors.CellsFailed("; ".join(parts), hint=f"{again} --retry-failed" if bad else again)
     return errors.EXIT_OK
+
+
+def _not_run(ready: Ready, outcome: Outcome, records: list[RunRecord]) -> list[str]:
+    """Labels without a record, and those of lost devices that have some to come. Without its facts nobody
+    knows the cases of a device that could not be reached: a glob stands for them."""
+    recorded, labels = {record.id for record in records}, {record.label for record in records}
+    missing = {
+        job.label
+        for job in ready.plan.jobs
+        if job.label not in labels or (job.device in outcome.lost and job.id not in recorded)
+    }
+    return [*sorted(missing), *(f"{device}:*" for device in sorted(ready.unreachable))]
 
 
 def _print_ratios(campaign: str, records: list[RunRecord]) -> None:
@@ -266,7 +303,7 @@ def _print_ratios(campaign: str, records: list[RunRecord]) -> None:
 
 
 def _summary(
-    campaign: str, outcome: Outcome, records: list[RunRecord], written: list[Path]
+    campaign: str, ready: Ready, outcome: Outcome, records: list[RunRecord], written: list[Path]
 ) -> dict[str, Any]:
     from stbench.disturbance import judge
     from stbench.live import tokens_per_s
@@ -278,6 +315,8 @@ def _summary(
         "left": outcome.left,
         "reruns": outcome.reruns,
         "stopped": outcome.stopped,
+        "lost": outcome.lost,
+        "unreachable": dict(ready.unreachable),
         "records": [
             {
                 "id": record.id,

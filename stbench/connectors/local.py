@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import fcntl
 import functools
+import hashlib
 import os
 import selectors
 import shutil
@@ -14,11 +15,11 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from stbench.connectors.base import MAX_LINE_BYTES, Ending, FileFacts
-from stbench.errors import BusyError, DeviceError
+from stbench.errors import BusyError, DeviceError, NoSpace
 from stbench.inventory import Device
 from stbench.paths import cache_dir
 from stbench.yamlfile import printable
@@ -79,6 +80,11 @@ class LocalConnector:
         self._leased = False
 
     @property
+    def remote(self) -> bool:
+        """Nothing lies between."""
+        return False
+
+    @property
     def work_dir(self) -> str:
         """Where everything of ours lies."""
         return str(self._work_dir)
@@ -106,8 +112,16 @@ class LocalConnector:
             self._leased = False
             _LEASE.give_back()
 
-    def start(self, argv: Sequence[str], stdin: bytes, timeout_s: float) -> LocalRunning:
-        """Starts a command; see :class:`stbench.connectors.base.Connector`."""
+    def start(
+        self,
+        argv: Sequence[str],
+        stdin: bytes,
+        timeout_s: float,
+        *,
+        keep_stdin: bool = False,
+        silence_s: float | None = None,
+    ) -> LocalRunning:
+        """Starts a command; see :class:`stbench.connectors.base.Connector`. No link can be lost here."""
         self._work_dir.mkdir(parents=True, exist_ok=True)
         try:
             process = subprocess.Popen(
@@ -121,7 +135,7 @@ class LocalConnector:
             )
         except OSError as error:
             raise DeviceError(f"{self.device.name}: cannot start {argv[0]}: {error.strerror}") from error
-        return LocalRunning(process, stdin, timeout_s)
+        return LocalRunning(process, stdin, timeout_s, keep_stdin)
 
     def stat(self, path: str) -> FileFacts | None:
         """Size and time of a file, None where there is none."""
@@ -146,6 +160,23 @@ class LocalConnector:
         part.write_bytes(data)
         part.replace(target)
 
+    def put(self, source: Path, path: str, sha256: str, on_bytes: Callable[[int, int], None]) -> None:
+        """Copies a file; see :class:`stbench.connectors.base.Connector`."""
+        target = Path(path)
+        if target.is_file() and _sha256(target) == sha256:
+            return
+        total = source.stat().st_size
+        if (free := self.free_bytes(path)) < total:
+            raise NoSpace(f"{self.device.name}: {target} needs {total} bytes; {free} are free")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        part = target.with_name(f"{target.name}.{os.getpid()}.part")
+        shutil.copyfile(source, part)
+        if _sha256(part) != sha256:
+            part.unlink()
+            raise DeviceError(f"{self.device.name}: {source} changed while it was copied")
+        part.replace(target)
+        on_bytes(total, total)
+
     def remove(self, path: str) -> None:
         """Deletes a file, if it is there."""
         Path(path).unlink(missing_ok=True)
@@ -161,24 +192,35 @@ class LocalConnector:
 class LocalRunning:
     """A process of :meth:`LocalConnector.start`."""
 
-    def __init__(self, process: subprocess.Popen[bytes], stdin: bytes, timeout_s: float) -> None:
+    def __init__(
+        self, process: subprocess.Popen[bytes], stdin: bytes, timeout_s: float, keep_stdin: bool = False
+    ) -> None:
         self._process = process
         self._deadline = time.monotonic() + timeout_s
         self._timed_out = False
         self._tail = b""
         self._unread = b""
         self._threads = [
-            threading.Thread(target=self._feed, args=(stdin,), daemon=True),
+            threading.Thread(target=self._feed, args=(stdin, keep_stdin), daemon=True),
             threading.Thread(target=self._drain, daemon=True),
         ]
         for thread in self._threads:
             thread.start()
 
-    def _feed(self, stdin: bytes) -> None:
+    def _feed(self, stdin: bytes, keep_stdin: bool) -> None:
         assert self._process.stdin is not None
         with contextlib.suppress(BrokenPipeError):
             self._process.stdin.write(stdin)
-            self._process.stdin.close()
+            self._process.stdin.flush()
+            if not keep_stdin:
+                self._process.stdin.close()
+
+    def send(self, data: bytes) -> None:
+        """More of its stdin, where it was kept open."""
+        assert self._process.stdin is not None
+        with contextlib.suppress(BrokenPipeError, ValueError):
+            self._process.stdin.write(data)
+            self._process.stdin.flush()
 
     def _drain(self) -> None:
         assert self._process.stderr is not None
@@ -238,6 +280,14 @@ class LocalRunning:
         if self._process.returncode is None:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self._process.pid, number)
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
 
 
 _LIBC = ctypes.CDLL(None, use_errno=True)

@@ -7,6 +7,7 @@ import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -79,11 +80,11 @@ def test_no_process_for_a_probe_is_a_warning_too(monkeypatch: pytest.MonkeyPatch
     run_child = supervise._run_child
     calls = []
 
-    def forks_once(work: Callable[..., None], timeout_s: float) -> supervise.Outcome:
+    def forks_once(work: Callable[..., None], timeout_s: float, *watch: Any) -> supervise.Outcome:
         calls.append(timeout_s)
         if len(calls) == 3:
             raise BlockingIOError(11, "Resource temporarily unavailable")
-        return run_child(work, timeout_s)
+        return run_child(work, timeout_s, *watch)
 
     monkeypatch.setattr(supervise, "_run_child", forks_once)
     record = supervise.run_job(fake_job(bracket_ms=20))

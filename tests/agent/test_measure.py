@@ -216,7 +216,7 @@ def test_a_reference_of_another_file_is_refused(sbr_job: SbrJob, tmp_path: Path,
 def test_phases_come_in_order() -> None:
     report = Collector()
     measure.measure(fake_job("vocab=64"), report)
-    assert report.phases == ["start", "load", "warm-up", "depth", "prefill", "decode", "check"]
+    assert report.phases == ["start", "load", "warm-up", "depth", "prefill", "decode", "results", "check"]
     assert list(report.parts)[-5:] == ["samples", "memory", "counters", "telemetry", "check"]
     assert report.parts["counters"].decode.tokens == 20, "warm-up and prefill do not count"
 

@@ -20,13 +20,15 @@ from tests.conftest import NO_PYTHON_38, require
 
 AGENT = ROOT / "stbench" / "agent"
 SOURCES = sorted(AGENT.rglob("*.py"))
+# Sent to a board's Python as text, by itself.
+BOARDSIDE = ROOT / "stbench" / "connectors" / "ssh_boardside.py"
 
 
 def test_vermin_finds_nothing_newer_than_3_8() -> None:
     tool = shutil.which("vermin") or str(Path(sys.executable).with_name("vermin"))
     require(Path(tool).exists(), "vermin is not installed")
     done = subprocess.run(
-        [tool, "-t=3.8-", "--no-tips", "--violations", str(AGENT)],
+        [tool, "-t=3.8-", "--no-tips", "--violations", str(AGENT), str(BOARDSIDE)],
         capture_output=True,
         text=True,
         check=False,

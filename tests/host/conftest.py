@@ -8,10 +8,14 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from stbench import cli
+
+if TYPE_CHECKING:
+    from tests.host.fleet import Fleet
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -67,6 +71,16 @@ def sandbox(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
     monkeypatch.chdir(work)
     (work / "devices.yaml").write_text(DEVICES)
     return Sandbox(work, capsys)
+
+
+@pytest.fixture
+def fleet(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> Fleet:
+    """Pretended boards; reports are not written: charts take two seconds, and other tests look at them."""
+    from stbench import reporting
+    from tests.host.fleet import Fleet
+
+    monkeypatch.setattr(reporting, "write_reports", lambda records, directory: [])
+    return Fleet(sandbox, monkeypatch)
 
 
 @pytest.fixture

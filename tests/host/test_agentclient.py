@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from stbench import agentclient
+from stbench import agentclient, remote_run
 from stbench.agent import wire
 from stbench.agent.wire import RunRecord, SynthSpec
-from stbench.agentclient import Agent
+from stbench.agentclient import Agent, JobInterrupted
 from stbench.catalogue import lookup
 from stbench.connectors.local import LocalConnector
 from stbench.deploy import Deployment
-from stbench.errors import AgentError, ModelError, NoSpace
+from stbench.errors import AgentError, LinkLost, ModelError, NoSpace
 from stbench.inventory import Device
+from stbench.stopping import Stop
+from tests.host.cuttable import CutConnector
 from tests.host.test_models import JOB
 
 GOOD = RunRecord(
@@ -84,6 +88,41 @@ def test_a_death_has_a_status(
     assert record.status == status
     assert detail in record.detail
     assert (record.id, record.model, record.settings) == (JOB.id, JOB.model, JOB.settings)
+
+
+@pytest.mark.parametrize("deaf", [False, True])
+def test_stopped_from_another_thread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, deaf: bool) -> None:
+    """A worker thread never sees Ctrl-C itself; and a process may not care for SIGTERM."""
+    monkeypatch.setattr(remote_run, "CANCEL_S", 0.5)
+    body = "import signal\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\n" if deaf else ""
+    stop, begun = Stop(), tmp_path / "begun"
+
+    def ask() -> None:
+        while not begun.exists():
+            time.sleep(0.01)
+        stop.ask()
+
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    with pytest.raises(JobInterrupted) as caught:
+        agent(tmp_path, body + f"open({str(begun)!r}, 'w').close()\ntime.sleep(40)").run(JOB, stop=stop)
+    assert (caught.value.record.status, caught.value.record.wall_s < 30) == ("cancelled", True)
+
+
+def test_a_lost_link_in_a_request_is_no_fault_of_the_agent(tmp_path: Path) -> None:
+    connector = CutConnector(tmp_path)
+    script = tmp_path / "agent.py"
+    script.write_text(f"import time\nopen({str(tmp_path / 'begun')!r}, 'w').close()\ntime.sleep(5)")
+
+    def cut() -> None:
+        while not (tmp_path / "begun").exists():
+            time.sleep(0.01)
+        connector.cut()
+
+    thread = threading.Thread(target=cut, daemon=True)
+    thread.start()
+    with pytest.raises(LinkLost, match="the link broke during a request"):
+        Agent("d", connector, Deployment(str(script), "", "", "")).facts()
 
 
 def test_facts_that_do_not_come_are_an_error(tmp_path: Path) -> None:

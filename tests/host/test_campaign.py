@@ -19,6 +19,7 @@ from stbench import references
 from stbench.agent.wire import JobSpec, Reference, RunRecord
 from stbench.agentclient import Agent
 from stbench.errors import AgentError
+from stbench.stopping import Stop
 from stbench.store import Store, read_records
 from tests.host.conftest import Sandbox
 
@@ -285,10 +286,10 @@ def test_a_reference_that_cannot_be_computed_leaves_outputs_unchecked(
 ) -> None:
     run = Agent.run
 
-    def fails_on_references(agent: Agent, job: JobSpec) -> RunRecord:
+    def fails_on_references(agent: Agent, job: JobSpec, stop: Stop) -> RunRecord:
         if job.purpose == "reference":
             raise AgentError("local: the agent ended with exit code 9")
-        return run(agent, job)
+        return run(agent, job, stop)
 
     monkeypatch.setattr(Agent, "run", fails_on_references)
     code, _, err = sandbox.run("sweep", sandbox.fake_sweep("fake", replicates=1), "--campaign", "c")
@@ -338,7 +339,7 @@ def test_a_broken_agent_python_is_a_device_problem(sandbox: Sandbox) -> None:
     sandbox.write("devices.yaml", "devices: {local: {python: /bin/false}}")
     code, _, err = sandbox.run("sweep", sandbox.fake_sweep("fake"), "--campaign", "c")
     assert code == 4
-    assert "local: the agent ended with exit code 1" in err
+    assert "local: /bin/false there failed" in err
     assert "Python 3.8 or newer" in err
 
 

@@ -5,10 +5,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import jsonschema
 import pytest
+import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from stbench import devices_schema
 from stbench.errors import InputError, InventoryError
 from stbench.inventory import Device, load_inventory, parse_inventory
 from tests.host.conftest import ROOT, Sandbox
@@ -73,14 +76,14 @@ def test_problems_between_keys_and_devices_come_with_all_others() -> None:
 devices:
   typo: {prot: 3}
   on-typo: {extends: typo, connector: ssh, enabled: false}
-  no-host: {connector: ssh, enabled: false}
+  no-host: {connector: ssh}
   a: {extends: b}
   b: {extends: a}
   lost: {extends: nowhere, connector: ssh}
 """
     assert problems(text) == [
         "devices.yaml:2: devices.typo.prot: unknown key; did you mean port?",
-        "devices.yaml:4: devices.no-host: a device with connector: ssh needs the key host",
+        "devices.yaml:4: devices.no-host: a device with connector: ssh needs the key host or ssh_config",
         "devices.yaml:5: devices.a.extends: goes in a circle: a -> b -> a",
         "devices.yaml:6: devices.b.extends: goes in a circle: b -> a -> b",
         'devices.yaml:7: devices.lost.extends: unknown device "nowhere"; known: '
@@ -114,13 +117,38 @@ devices:
             "devices.yaml:1: devices.a.extends: goes in a circle: a -> b -> a",
         ),
         (
-            "devices: {a: {connector: ssh, enabled: false}}",
-            "devices.yaml:1: devices.a: a device with connector: ssh needs the key host",
+            "devices: {a: {timeout: 5, timeouts: {run: 6}}}",
+            "devices.yaml:1: devices.a: expected timeout or timeouts.run, which are the same, and not both",
         ),
         (
-            "devices: {a: {connector: ssh, host: h}}",
-            "devices.yaml:1: devices.a.connector: devices over ssh are not in this version; "
-            "set enabled: false",
+            "devices:\n a:\n  timeouts:\n   conect: 5",
+            "devices.yaml:4: devices.a.timeouts.conect: unknown key; did you mean connect?",
+        ),
+        ("devices: {a: {timeouts: {silence: 0}}}", "devices.a.timeouts.silence: expected more than 0, got 0"),
+        (
+            "devices: {a: {host: 'two words'}}",
+            'devices.yaml:1: devices.a.host: expected a host name or address, got "two words"',
+        ),
+        (
+            "devices: {a: {user: 'a b'}}",
+            'devices.yaml:1: devices.a.user: expected a user name, got "a b"',
+        ),
+        (
+            "devices: {a: {proxy_jump: 'me@gate way'}}",
+            "devices.yaml:1: devices.a.proxy_jump: expected hosts to go through in their order, such as "
+            'me@gateway:22,inner, got "me@gate way"',
+        ),
+        (
+            "devices: {a: {memory_limit: swap}}",
+            "devices.a.memory_limit: expected auto, cgroup-v2, cgroup-v1, boot, ballast or none, got",
+        ),
+        (
+            "devices: {a: {key: id_ed25519}}",
+            "devices.yaml:1: devices.a.key: expected an absolute path, or one that begins with ~/",
+        ),
+        (
+            'devices: {a: {power: "one\\ntwo"}}',
+            "devices.yaml:1: devices.a.power: expected a command as one line of text",
         ),
         (
             "devices: {local: {extends: loca}}",
@@ -175,6 +203,52 @@ def test_extends_takes_what_is_not_given_but_not_enabled() -> None:
     assert (mine.enabled, mine.connector, mine.port, mine.threads) == (True, "local", 2222, (2,))
 
 
+def test_what_a_board_over_ssh_can_say() -> None:
+    text = """
+    devices:
+      template:
+        enabled: false
+        connector: ssh
+        user: pi
+        key: ~/.ssh/boards
+        proxy_jump: me@gateway:2222, inner
+        timeouts: {connect: 5, run: 60}
+        memory_limit: cgroup-v2
+      board:
+        extends: template
+        ssh_config: desk
+        timeouts: {silence: 7, reconnect: 0}
+        cool_down: 30
+        power: usb-switch cycle 3
+      six: {extends: template, host: "[fe80::1]", timeout: 9}
+    """
+    _, board, six = parse_inventory(text.encode(), "d").devices
+    assert board == Device(
+        name="board",
+        connector="ssh",
+        user="pi",
+        models={},
+        timeout_s=60.0,
+        ssh_config="desk",
+        key="~/.ssh/boards",
+        proxy_jump="me@gateway:2222,inner",
+        connect_s=5.0,
+        silence_s=7.0,
+        reconnect_s=0.0,
+        cool_down_s=30.0,
+        power="usb-switch cycle 3",
+        memory_limit="cgroup-v2",
+    ), "each time-out is inherited by itself, and a template over ssh needs no host"
+    assert (six.host, six.timeout_s, six.connect_s) == ("fe80::1", 9.0, 5.0)
+
+
+def test_the_defaults_are_those_of_the_class() -> None:
+    assert one("devices: {a: {connector: ssh, host: h}}") == Device("a", connector="ssh", host="h", models={})
+
+
+# ---- the file that ships -----------------------------------------------------------------------------
+
+
 def test_the_shipped_file_lists_the_published_boards() -> None:
     from stbench.published import published_tables
 
@@ -185,6 +259,48 @@ def test_the_shipped_file_lists_the_published_boards() -> None:
     assert published <= names
     four = {device.name for device in inventory.devices if device.threads == (4,)}
     assert four == {"i9-14900", "snapdragon-8-elite"}
+
+
+def test_the_schema_for_editors_is_up_to_date_and_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    assert devices_schema.main([str(ROOT / "docs"), "--check"]) == 0, capsys.readouterr().out
+    first = (ROOT / "devices.yaml").read_text().splitlines()[0]
+    assert first == "# yaml-language-server: $schema=docs/devices.schema.json"
+
+
+def test_a_stale_schema_is_found_and_mended(tmp_path: Path) -> None:
+    (tmp_path / devices_schema.NAME).write_text("{}")
+    assert devices_schema.main([str(tmp_path), "--check"]) == 1
+    assert devices_schema.main([str(tmp_path)]) == 0
+    assert devices_schema.main([str(tmp_path), "--check"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "fits"),
+    [
+        ((ROOT / "devices.yaml").read_text(), True),
+        ("devices: {local: }", True),
+        ("devices: {'a[1:3]': {threads: auto, cpus: 4-7, timeouts: {run: 3}, host: 'b[1:3]'}}", True),
+        ("devices: {a: {cpus: [1, 2], threads: 3}}\nengines: {llama-bench: {args: [-fa, 1]}}", True),
+        ("devices: {a: {engines: {x: {command: [x, '{model}'], prefill: {json: a}}}}}", True),
+        ("devices: {}", False),
+        ("devices: {a: {prot: 3}}", False),
+        ("devices: {a: {threads: some}}", False),
+        ("devices: {a: {password: x}}", False),
+        ("devices: {a: {memory_limit: swap}}", False),
+        ("devices: {a: {key: id_rsa}}", False),
+        ("engines: {}", False),
+    ],
+)
+def test_the_schema_and_the_reader_agree(text: str, fits: bool) -> None:
+    try:
+        parse_inventory(text.encode(), "d")
+        read = True
+    except InventoryError:
+        read = False
+    schema = devices_schema.json_schema()
+    jsonschema.Draft202012Validator.check_schema(schema)
+    valid = jsonschema.Draft202012Validator(schema).is_valid(yaml.safe_load(text))
+    assert (read, valid) == (fits, fits)
 
 
 def test_a_missing_file_names_itself(tmp_path: Path) -> None:
@@ -204,7 +320,7 @@ def test_the_program_says_it_and_returns_two(sandbox: Sandbox) -> None:
 # ---- whatever the bytes ------------------------------------------------------------------------------
 
 _KEYS = st.sampled_from(
-    ["devices", "local", "a", "port", "threads", "cpus", "extends", "enabled", "models", "timeout", "<<"]
+    ["devices", "local", "a[1:3]", "port", "host", "cpus", "extends", "token", "models", "timeouts", "<<"]
 )
 _SCALARS = st.sampled_from(
     [
@@ -219,6 +335,8 @@ _SCALARS = st.sampled_from(
         "0x1F",
         "'x'",
         '"\\e[0m"',
+        "'h[1:3]'",
+        "ssh",
         "*a",
         "&a 1",
         "!!int x",

@@ -215,6 +215,6 @@ def test_what_cannot_start_says_so(connector: LocalConnector) -> None:
         connector.start(["/no/python"], b"", 1)
 
 
-def test_ssh_is_for_later() -> None:
-    with pytest.raises(DeviceError, match="over ssh are not in this version"):
-        connector_for(Device("b", connector="ssh"))
+def test_an_unknown_way_to_a_device() -> None:
+    with pytest.raises(DeviceError, match="b: there is no connector pigeon"):
+        connector_for(Device("b", connector="pigeon"))

@@ -13,8 +13,9 @@ import pytest
 from stbench import catalogue
 from stbench.agent.wire import DeviceFacts, JobSpec, ModelRef, to_json
 from stbench.errors import SweepError
+from stbench.guesses import GUESS_READ
 from stbench.inventory import Device
-from stbench.plan import GUESS_READ, DeviceModel, Plan, Target, build_plan
+from stbench.plan import DeviceModel, Plan, Target, build_plan
 from stbench.sweep import Sweep, Traits, build_sweep
 
 FACTS = DeviceFacts(
