@@ -88,11 +88,15 @@ class Agent:
         self._require_end(running.ending(), len(found) == len(request.probes))
         return found
 
-    def run(self, job: JobSpec, stop: Stop | None = None) -> RunRecord:
-        """One job, one record. Raises :class:`JobInterrupted` on Ctrl-C or when asked to stop, after ending
-        the job; for a device behind a link also what :meth:`stbench.remote_run.RemoteRuns.run` raises."""
+    def run(
+        self, job: JobSpec, stop: Stop | None = None, tell: Callable[[str], None] = lambda _: None
+    ) -> RunRecord:
+        """One job, one record. ``tell`` hears who has a busy board that is waited for.
+
+        Raises :class:`JobInterrupted` on Ctrl-C or when asked to stop, after ending the job; for a device
+        behind a link also what :meth:`stbench.remote_run.RemoteRuns.run` raises."""
         stop = stop or Stop()
-        return self._detached.run(job, stop) if self.connector.remote else self._run_here(job, stop)
+        return self._detached.run(job, stop, tell) if self.connector.remote else self._run_here(job, stop)
 
     def stored(self, record: RunRecord) -> None:
         """Call it when a record of :meth:`run` is on this machine's disk, and for all that are when a

@@ -8,6 +8,7 @@ import time
 from typing import TypeVar
 
 from stbench.agent import wire
+from stbench.agent.jobrecord import record_of
 from stbench.agent.wire import JobSpec, RunRecord
 from stbench.connectors.base import Ending
 from stbench.yamlfile import printable
@@ -51,26 +52,7 @@ class Watch:
 
     def record(self, job: JobSpec, status: str, detail: str) -> RunRecord:
         """The record of a job whose process left none."""
-        return RunRecord(
-            id=job.id,
-            label=job.label,
-            campaign=job.campaign,
-            device=job.device,
-            case=job.case,
-            replicate=job.replicate,
-            engine=job.engine,
-            status=status,
-            detail=detail,
-            started_at=self.started_at,
-            wall_s=round(time.monotonic() - self._begin, 3),
-            model=job.model,
-            workload=job.workload,
-            settings=job.settings,
-            purpose=job.purpose,
-            program=job.program,
-            attempt=job.attempt,
-            choice=job.choice,
-        )
+        return record_of(job, status, detail, self.started_at, time.monotonic() - self._begin)
 
 
 def why(ending: Ending, limit_s: float) -> tuple[str, str]:

@@ -23,7 +23,7 @@ COMMANDS = {
     "grid": "print stored results in the shape of the published tables",
     "compare": "compare two sets of results, or two engines of one, and judge",
     "noise": "measure what a device shows without any cause: its noise floor",
-    "devices": "list devices and what they report about themselves",
+    "devices": "list, add, trust, examine and clean devices",
     "models": "list the models that can be measured, or make one",
     "roofline": "measure the limits that speeds are held against: memory, gather, storage",
     "quality": "compare the outputs of the sparse switches with the dense ones",

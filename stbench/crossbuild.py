@@ -27,7 +27,7 @@ from stbench.build import LIBRARY, BuildInfo, Builds, Library, describe
 from stbench.errors import BuildError, MissingExtra
 from stbench.paths import cache_dir
 from stbench.runtime_sources import Sources, find_sources, sources_at
-from stbench.toolchain import find_tool
+from stbench.toolchain import find_tool, run_build_step
 from stbench.yamlfile import unknown_name
 
 TARGET = re.compile(r"(x86_64|aarch64|riscv64|armv7l|i686)-linux-[a-z0-9_]{2,20}")
@@ -237,33 +237,16 @@ def zig_environment(environ: Mapping[str, str]) -> dict[str, str]:
 
 
 def _logged(command: Sequence[str], what: str, report: Report) -> None:
-    """Runs a step, turns ninja's ``[12/46]`` into progress, keeps the last lines for the error."""
+    """Runs a step of a build. Raises :class:`BuildError` with the end of its output."""
     report(0, 0, what)
-    tail: list[str] = []
-    environment = {**zig_environment(os.environ), "NINJA_STATUS": "[%f/%t] "}
-    with subprocess.Popen(
-        command,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        errors="replace",
-        env=environment,
-    ) as process:
-        assert process.stdout is not None
-        try:
-            for line in process.stdout:
-                tail = [*tail[-39:], line.rstrip()]
-                if step := re.match(r"\[(\d+)/(\d+)\] ", line):
-                    report(int(step[1]), int(step[2]), what)
-        except BaseException:
-            process.terminate()
-            raise
-    if process.returncode != 0:
-        log = "\n".join(tail)
+    code, log = run_build_step(
+        command, zig_environment(os.environ), lambda done, total: report(done, total, what)
+    )
+    if code != 0:
         if "No space left on device" in log or "NoSpaceLeft" in log:
             where = shutil.disk_usage(cache_dir()).free / 1e6
             raise BuildError(
                 f"the disk filled up while {what} ({where:.0f} MB are free)",
                 hint="make room, or set XDG_CACHE_HOME to a larger disk; zig needs some 300 MB once",
             )
-        raise BuildError(f"{what} failed (exit code {process.returncode}); the end of its output:\n{log}")
+        raise BuildError(f"{what} failed (exit code {code}); the end of its output:\n{log}")

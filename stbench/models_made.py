@@ -66,7 +66,9 @@ class Needs:
         if problem:
             return self.agent(job).never_started(job, problem)
         job = replace(self._with_digest(job), reference=self._found.get(job.id))
-        return self.agent(job).run(job, self._stop)
+        return self.agent(job).run(
+            job, self._stop, lambda holder: self._observer.note(f"{job.device}: waiting: {holder}")
+        )
 
     def references(self) -> set[str]:
         """The keys of all references found so far."""

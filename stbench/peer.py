@@ -32,7 +32,7 @@ from pathlib import Path, PurePosixPath
 
 from stbench.errors import BuildError, NoSpace, StbenchError
 from stbench.paths import cache_dir
-from stbench.toolchain import Compiler, cpu_digest, find_compiler, find_tool
+from stbench.toolchain import Compiler, cpu_digest, find_compiler, find_tool, run_build_step
 
 PACKAGE = "llama-cpp-python"
 VERSION = "0.3.36"
@@ -317,39 +317,19 @@ def _compile(
 
 
 def _run_logged(command: Sequence[str], what: str, report: Progress) -> None:
-    """Runs a build step, turns ninja's ``[12/139]`` into progress, and keeps the last lines for the error."""
-    tail: list[str] = []
+    """Runs a step of the build. Raises :class:`NoSpace`, or :class:`BuildError` with the end of its log."""
     # CFLAGS and friends of the caller's environment are not part of the pinned build.
     ignored = {"CFLAGS", "CXXFLAGS", "CPPFLAGS", "LDFLAGS", "CMAKE_TOOLCHAIN_FILE"}
     environment = {key: value for key, value in os.environ.items() if key not in ignored}
-    environment["NINJA_STATUS"] = "[%f/%t] "
-    with subprocess.Popen(
-        command,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        errors="replace",
-        env=environment,
-    ) as process:
-        assert process.stdout is not None
-        try:
-            for line in process.stdout:
-                tail = [*tail[-39:], line.rstrip()]
-                step = re.match(r"\[(\d+)/(\d+)\] (.*)", line)
-                if step:
-                    report(int(step[1]), int(step[2]), f"{what} llama.cpp")
-        except BaseException:
-            process.terminate()
-            raise
-    if process.returncode != 0:
-        log = "\n".join(tail)
+    code, log = run_build_step(
+        command, environment, lambda done, total: report(done, total, f"{what} llama.cpp")
+    )
+    if code != 0:
         if os.strerror(errno.ENOSPC) in log:
             raise NoSpace(
                 "the disk filled up while llama.cpp was compiled", hint="free some space and run it again"
             )
-        raise BuildError(
-            f"{what} llama.cpp failed (exit code {process.returncode}); the end of its log:\n{log}"
-        )
+        raise BuildError(f"{what} llama.cpp failed (exit code {code}); the end of its log:\n{log}")
 
 
 def _stage(source: Path, build: Path, staged: Path, compiler: Compiler) -> Path:

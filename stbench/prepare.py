@@ -120,7 +120,7 @@ def connected(
                 if library_needed:
                     raise
                 library = None
-        patience = Patience(device.reconnect_s, device.silence_s, wait_s)
+        patience = Patience(device.reconnect_s, device.silence_s, wait_s, device.power)
         return Agent(device.name, connector, deploy(connector, library, found), patience)
     except BaseException:
         connector.close()

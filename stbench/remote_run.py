@@ -15,15 +15,17 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from stbench.agent import follow, lease, wire
 from stbench.agent.wire import JobSpec, RunRecord
-from stbench.answers import JobInterrupted, Watch, how, last_line, own_record, with_last_line
+from stbench.answers import JobInterrupted, Watch, how, last_line, message, own_record, with_last_line
 from stbench.connectors.base import Connector, Ending, Running
 from stbench.errors import AgentError, BusyError, DeviceError, LinkLost, LoginRefused, NoSpace, Unreachable
+from stbench.power import power_cycle
 from stbench.stopping import Stop
+from stbench.yamlfile import printable
 
 # How often a job is submitted without being followed to an end: a link that breaks all the time, and an agent
 # that ends without saying anything.
@@ -43,6 +45,10 @@ SETTLE_S = 60.0
 # Far more than lines of two seconds and a record.
 MAX_OUTPUT_CHARS = 256 << 20
 LONGEST_PAUSE_S = 30.0
+# How often it is said who has a busy board.
+TELL_S = 60.0
+# Of one device in one campaign: what two did not bring back, a third will not.
+MAX_POWER_CYCLES = 2
 
 
 class Start(Protocol):
@@ -64,11 +70,13 @@ class Start(Protocol):
 @dataclass(frozen=True)
 class Patience:
     """``reconnect_s``: for how long a lost link is made again; ``silence_s``: after how long without a line a
-    link counts as lost; ``wait_s``: for how long a busy board is waited for."""
+    link counts as lost; ``wait_s``: for how long a busy board is waited for; ``power``: a command that
+    power-cycles a board which is not back by then, "" for none."""
 
     reconnect_s: float = 300.0
     silence_s: float = 20.0
     wait_s: float = 0.0
+    power: str = ""
 
 
 class RemoteRuns:
@@ -78,6 +86,7 @@ class RemoteRuns:
         self._name, self._connector, self._start, self._patience = name, connector, start, patience
         self._owner = owner()
         self._had_the_board = False
+        self._power_cycles = 0
         self._receipts: list[wire.Receipt] = []
 
     @property
@@ -85,21 +94,24 @@ class RemoteRuns:
         """Where the device keeps jobs and records."""
         return f"{self._connector.work_dir}/spool"
 
-    def run(self, job: JobSpec, stop: Stop) -> RunRecord:
-        """The job's record, whatever happens to the link.
+    def run(self, job: JobSpec, stop: Stop, tell: Callable[[str], None]) -> RunRecord:
+        """The job's record, whatever happens to the link. ``tell``: who has the board that is waited for.
 
         Raises :class:`JobInterrupted` once asked to stop, :class:`BusyError`, :class:`NoSpace`, and
         :class:`stbench.errors.DeviceError` when the device does not come back or its agent says nothing."""
-        watch, losses, silent = Watch(), 0, 0
+        watch, losses, silent, cycles = Watch(), 0, 0, self._power_cycles
         while True:
             if stop.asked:
                 raise JobInterrupted(watch.record(job, "cancelled", "stopped by the user; " + _MAY_RUN))
             try:
-                record, ending = self._follow(job, stop)
+                record, ending = self._follow(job, stop, tell)
             except (LinkLost, Unreachable) as error:
                 record, ending = None, Ending(-1, False, str(error), lost=True)
             if record is not None:
                 self._had_the_board = True
+                if self._power_cycles > cycles:
+                    told = "the device did not come back during this job and was power-cycled"
+                    record = replace(record, warnings=[*record.warnings, told])
                 if stop.asked:
                     raise JobInterrupted(record)
                 return record
@@ -143,7 +155,8 @@ class RemoteRuns:
                 self._receipts.clear()
 
     def reconnect(self, stop: Stop, why: str) -> None:
-        """A new connection, with growing pauses between attempts; returns early when asked to stop.
+        """A new connection, with growing pauses between attempts; returns early when asked to stop. A device
+        that is not back in time is power-cycled, where there is a command for that, and gets as long again.
 
         Raises :class:`LinkLost` when there is none in time, and other DeviceErrors at once."""
         deadline, pause = time.monotonic() + self._patience.reconnect_s, 0.5
@@ -156,18 +169,26 @@ class RemoteRuns:
                 why = str(error)
             left = deadline - time.monotonic()
             if left <= 0:
-                break
+                if not self._patience.power or self._power_cycles >= MAX_POWER_CYCLES:
+                    break
+                self._power_cycles += 1
+                power_cycle(self._name, self._patience.power)
+                deadline, pause = time.monotonic() + self._patience.reconnect_s, 0.5
+                continue
             stop.wait(min(pause, left))
             pause = min(2 * pause, LONGEST_PAUSE_S)
         if not stop.asked:
+            cycled = f", power-cycled {self._power_cycles} times" if self._power_cycles else ""
             raise LinkLost(
-                f"{self._name}: no link within {self._patience.reconnect_s:g} s ({last_line(why)})",
+                f"{self._name}: no link within {self._patience.reconnect_s:g} s{cycled} ({last_line(why)})",
                 hint=f"a running job goes on there up to its time limit; {_RESUME}",
             )
 
     # ---- one submission ------------------------------------------------------------------------------
 
-    def _follow(self, job: JobSpec, stop: Stop) -> tuple[RunRecord | None, Ending]:
+    def _follow(
+        self, job: JobSpec, stop: Stop, tell: Callable[[str], None]
+    ) -> tuple[RunRecord | None, Ending]:
         wait_s = max(self._patience.wait_s, BETWEEN_JOBS_S if self._had_the_board else 0.0)
         arguments = ["run", "--spool", self.spool, "--owner", self._owner, "--wait", f"{wait_s:g}"]
         # Twice: what was left running of the same campaign is waited for.
@@ -182,11 +203,11 @@ class RemoteRuns:
         try:
             with cancelling(running, stop, lambda: running.send(b"cancel\n")):
                 try:
-                    record = _record_of(job, running)
+                    record = _record_of(job, running, tell)
                 except KeyboardInterrupt:
                     # In the main thread nobody else hears it.
                     stop.ask()
-                    record = _record_of(job, running)
+                    record = _record_of(job, running, tell)
             if record is not None:
                 return record, Ending(0, False, "")
             return None, running.ending()
@@ -208,13 +229,17 @@ _RESUME = "`--resume` fetches what has ended there by then"
 _MAY_RUN = "without a link to it, it may run on the device up to its time limit"
 
 
-def _record_of(job: JobSpec, running: Running) -> RunRecord | None:
+def _record_of(job: JobSpec, running: Running, tell: Callable[[str], None]) -> RunRecord | None:
     """The record, once it comes; None when the lines end before, or do not seem to."""
-    seen = 0
+    seen, due = 0, 0.0
     for line in running.lines():
         record = own_record(job, line)
         if record is not None:
             return record
+        alive = message(wire.Alive, line)
+        if alive is not None and alive.waiting_for and time.monotonic() >= due:
+            due = time.monotonic() + TELL_S
+            tell(printable(alive.waiting_for)[:300])
         seen += len(line) + 1
         if seen > MAX_OUTPUT_CHARS:
             running.kill()

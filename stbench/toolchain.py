@@ -13,7 +13,7 @@ import shutil
 import subprocess
 import sysconfig
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -63,6 +63,32 @@ def find_compiler(environ: Mapping[str, str] | None = None) -> Compiler:
         "stbench peer build needs a C and C++ compiler, and none was found that links a C++ program",
         hint="apt install clang, or apt install g++",
     )
+
+
+def run_build_step(
+    command: Sequence[str], environment: Mapping[str, str], on_step: Callable[[int, int], None]
+) -> tuple[int, str]:
+    """Runs a step of a build. ``on_step`` gets ninja's ``[12/46]``. Returns the exit code and the last 40
+    lines of output."""
+    tail: list[str] = []
+    with subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+        env={**environment, "NINJA_STATUS": "[%f/%t] "},
+    ) as process:
+        assert process.stdout is not None
+        try:
+            for line in process.stdout:
+                tail = [*tail[-39:], line.rstrip()]
+                if step := re.match(r"\[(\d+)/(\d+)\] ", line):
+                    on_step(int(step[1]), int(step[2]))
+        except BaseException:
+            process.terminate()
+            raise
+    return process.returncode, "\n".join(tail)
 
 
 def _links_cxx(cxx: str) -> bool:

@@ -10,13 +10,13 @@ import ctypes
 import datetime
 import errno
 import os
-import re
 import signal
 import sys
 import time
 from typing import Any, Dict, List, Optional, Set, Tuple
 
 from . import lease, supervise, wire
+from .jobrecord import record_of
 from .spool import Spool, Started
 
 _PR_SET_CHILD_SUBREAPER = 36
@@ -34,26 +34,7 @@ class _Ended(Exception):
 
 def typed_record(job: wire.JobSpec, status: str, detail: str, wall_s: float = 0.0) -> wire.RunRecord:
     """The record of a job that has no other."""
-    return wire.RunRecord(
-        id=job.id,
-        label=job.label,
-        campaign=job.campaign,
-        device=job.device,
-        case=job.case,
-        replicate=job.replicate,
-        engine=job.engine,
-        status=status,
-        detail=re.sub(r"\s+", " ", detail),
-        started_at=utc_now(),
-        wall_s=round(wall_s, 6),
-        model=job.model,
-        workload=job.workload,
-        settings=job.settings,
-        purpose=job.purpose,
-        program=job.program,
-        attempt=job.attempt,
-        choice=job.choice,
-    )
+    return record_of(job, status, detail, utc_now(), wall_s)
 
 
 def utc_now() -> str:

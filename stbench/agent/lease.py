@@ -25,7 +25,7 @@ import os
 import stat
 import time
 from dataclasses import dataclass
-from typing import Optional
+from typing import Callable, Optional
 
 from . import bracket, wire
 
@@ -93,8 +93,14 @@ def _is_for_all(directory: str) -> bool:
 
 def try_take(path: str) -> Optional[int]:
     """A descriptor with the lock, None when somebody has it. Raises OSError."""
+    return try_lock(path, _open)
+
+
+def try_lock(path: str, opened: Callable[[str], int]) -> Optional[int]:
+    """A descriptor with the lock of a file that ``opened`` opens, None when somebody has it. Raises
+    OSError."""
     for _ in range(100):
-        descriptor = _open(path)
+        descriptor = opened(path)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if is_at(descriptor, path):
@@ -105,7 +111,7 @@ def try_take(path: str) -> Optional[int]:
         except BaseException:
             os.close(descriptor)
             raise
-        # A cleaner removed it between our opening and locking it: what we locked is nobody's lease.
+        # A cleaner removed it between our opening and locking it: what we locked is nobody's.
         os.close(descriptor)
     raise OSError(errno.EBUSY, "the file is replaced all the time", path)
 

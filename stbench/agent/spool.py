@@ -14,14 +14,13 @@ back leaves them; a spool of more than MAX_JOBS jobs takes no more.
 
 import contextlib
 import errno
-import fcntl
 import os
 import tempfile
 from dataclasses import dataclass
 from typing import Iterator, List, Optional
 
 from . import wire
-from .lease import is_at
+from .lease import try_lock
 
 MAX_JOBS = 10000
 # Records of measurements have 10 to 150 kB, a million decoded tokens 9 MB.
@@ -64,22 +63,7 @@ class Spool:
 
     def try_lock(self, key: str) -> Optional[int]:
         """A descriptor with the job's lock, None while the job runs or somebody is about to start it."""
-        path = self.path(key, "lock")
-        for _ in range(100):
-            # Not for writing: a file system that is to become read-only would have to wait for us.
-            descriptor = os.open(path, os.O_RDONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                if is_at(descriptor, path):
-                    return descriptor
-            except BlockingIOError:
-                os.close(descriptor)
-                return None
-            except BaseException:
-                os.close(descriptor)
-                raise
-            os.close(descriptor)
-        raise OSError(errno.EBUSY, "the file is replaced all the time", path)
+        return try_lock(self.path(key, "lock"), _open_lock)
 
     def tidy(self, key: str) -> None:
         """Leaves no file of a job that was never started. For whoever has its lock."""
@@ -224,6 +208,11 @@ class Spool:
                 os.unlink(part)
             raise
         _sync(self.directory)
+
+
+def _open_lock(path: str) -> int:
+    # Not for writing: a file system that is to become read-only would have to wait for us.
+    return os.open(path, os.O_RDONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
 
 
 def _started_at(line: str) -> str:

@@ -14,7 +14,6 @@ import datetime
 import faulthandler
 import json
 import os
-import re
 import resource
 import signal
 import sys
@@ -23,6 +22,7 @@ from typing import Any, Callable, Dict, List, NamedTuple, Optional, Tuple, Type
 
 from . import bracket, gate, wire
 from .childloop import Loop, Signals
+from .jobrecord import record_of
 from .measure import Report, measure
 from .sampler import Sampler
 from .sbr import NativeError, _abi
@@ -346,30 +346,11 @@ def _verdict(outcome: Outcome, timeout_s: float) -> Tuple[str, str]:
 
 def _record(job: JobSpec, outcome: Outcome, started_at: str) -> RunRecord:
     status, detail = _verdict(outcome, job.timeout_s)
-    parts: Dict[str, Any] = {"model": job.model}
+    parts: Dict[str, Any] = {}
     for message in outcome.messages:
         name = message.get("part")
         if name in _PARTS:
             parts[name] = wire.from_json(_PARTS[name], message["value"])
         elif name == "warnings":
             parts[name] = [str(line) for line in message["value"]]
-    return RunRecord(
-        id=job.id,
-        label=job.label,
-        campaign=job.campaign,
-        device=job.device,
-        case=job.case,
-        replicate=job.replicate,
-        engine=job.engine,
-        status=status,
-        detail=re.sub(r"\s+", " ", detail),
-        started_at=started_at,
-        wall_s=round(outcome.wall_s, 6),
-        workload=job.workload,
-        settings=job.settings,
-        purpose=job.purpose,
-        program=job.program,
-        attempt=job.attempt,
-        choice=job.choice,
-        **parts,
-    )
+    return record_of(job, status, detail, started_at, outcome.wall_s, **parts)

@@ -28,7 +28,7 @@ def register(subparsers: Subparsers) -> None:
         subparsers,
         "devices",
         _devices_list.run,
-        help="list devices and what they report about themselves",
+        help="list, add, trust, examine and clean devices",
         example=EXAMPLE,
     )
     _devices_list.add_options(parser)

@@ -19,7 +19,7 @@ from stbench.agent import wire
 from stbench.agent.wire import RunRecord
 from stbench.agentclient import Agent, JobInterrupted
 from stbench.deploy import Deployment, deploy
-from stbench.errors import AgentError, BusyError, LinkLost, NoSpace
+from stbench.errors import AgentError, BusyError, DeviceError, LinkLost, NoSpace
 from stbench.remote_run import Patience
 from stbench.stopping import Stop
 from stbench.store import Store, read_records
@@ -128,6 +128,49 @@ def test_a_link_that_stays_away(tmp_path: Path) -> None:
     assert len(list(far.board.spool.glob("*.record"))) == 1
 
 
+def test_a_board_that_stays_away_is_power_cycled(tmp_path: Path) -> None:
+    far = Far(tmp_path, Patience(reconnect_s=0.5, power=f"touch '{tmp_path}/power cycled'"))
+
+    def cut() -> None:
+        far.board.measuring()
+        far.connector.cut(down_for=10**12)
+        eventually((tmp_path / "power cycled").exists)
+        far.connector.down_for = 0
+
+    thread = later(cut)
+    record = far.agent.run(fake_job("sleep=0.5"))
+    thread.join()
+    assert record.status == "ok"
+    assert "was power-cycled" in record.warnings[-1]
+    far.board.kill_everything()
+
+
+@pytest.mark.parametrize(
+    ("command", "kind", "said", "times"),
+    [
+        ("sh -c 'echo >> cycles'", LinkLost, "no link within 0.1 s, power-cycled 2 times", 2),
+        ("sh -c 'echo >> cycles; echo no plug >&2; exit 3'", DeviceError, "exit code 3: no plug", 1),
+        ("/no/such/plug", DeviceError, "cannot be run: No such file", 0),
+        ("'", DeviceError, "cannot be run: No closing quotation", 0),
+    ],
+)
+def test_power_cycling_has_an_end(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    command: str,
+    kind: type[Exception],
+    said: str,
+    times: int,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    agent, connector = lying(tmp_path, "", Patience(reconnect_s=0.1, power=command))
+    connector.cut(down_for=10**12)
+    with pytest.raises(kind, match=said):
+        agent.run(JOB)
+    cycles = tmp_path / "cycles"
+    assert (len(cycles.read_text().splitlines()) if cycles.exists() else 0) == times
+
+
 def test_a_link_that_breaks_at_once_each_time(far: Far, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(remote_run, "MAX_LOSSES", 4)
     monkeypatch.setattr(far.connector, "connect", lambda: None)
@@ -191,9 +234,12 @@ def test_busy_is_told_with_who_and_since_when(far: Far) -> None:
 def test_once_it_had_the_board_it_waits(tmp_path: Path) -> None:
     far, other = Far(tmp_path), Board(tmp_path)
     assert far.agent.run(fake_job()).status == "ok"
-    other.submit(fake_job("sleep=0.5"), owner="you@there")
+    other.submit(fake_job("sleep=5"), "--boot-id", "boot", owner="you@there")
     other.measuring()
-    assert far.agent.run(fake_job(id="next")).status == "ok"
+    told: list[str] = []
+    assert far.agent.run(fake_job(id="next"), tell=told.append).status == "ok"
+    assert len(told) == 1
+    assert told[0].startswith("in use by you@there (campaign c, ")
 
 
 # ---- Ctrl-C ------------------------------------------------------------------------------------------
