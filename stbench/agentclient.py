@@ -104,6 +104,11 @@ class Agent:
         if self.connector.remote:
             self._detached.stored(record)
 
+    def reference_known(self, job: JobSpec) -> None:
+        """Call it when the reference that this job computes is on this machine's disk."""
+        if self.connector.remote:
+            self._detached.reference_known(job)
+
     def settle(self) -> None:
         """Call it when a device has no more to do: it forgets what is stored here."""
         if self.connector.remote:

@@ -13,7 +13,7 @@ from stbench.disk import MadeFiles, remove_model
 from stbench.errors import AgentError, BusyError, DeviceError, LinkLost, StbenchError
 from stbench.ledger import Observer
 from stbench.prepare import Prepared, make
-from stbench.references import References
+from stbench.references import References, reference_job
 from stbench.stopping import Stop
 
 T = TypeVar("T")
@@ -66,9 +66,10 @@ class Needs:
         if problem:
             return self.agent(job).never_started(job, problem)
         job = replace(self._with_digest(job), reference=self._found.get(job.id))
-        return self.agent(job).run(
-            job, self._stop, lambda holder: self._observer.note(f"{job.device}: waiting: {holder}")
-        )
+        return self.agent(job).run(job, self._stop, self._waiting(job))
+
+    def _waiting(self, job: JobSpec) -> Callable[[str], None]:
+        return lambda holder: self._observer.note(f"{job.device}: waiting: {holder}")
 
     def references(self) -> set[str]:
         """The keys of all references found so far."""
@@ -158,6 +159,9 @@ class Needs:
                 why = self._references.why_not(key)
                 self._observer.note(f"{job.label}: no reference ({why}); its outputs stay unchecked")
         self._found |= {job_id: self._references.known(key) for job_id, key in keys.items()}
+        for job in jobs:
+            if self._found.get(job.id) is not None:
+                self.agent(job).reference_known(reference_job(self._with_digest(job)))
 
     def _compute(self, missing: Mapping[str, JobSpec]) -> None:
         """Until every one is known, or given up: those that no other worker computes, and waits for the
@@ -177,7 +181,9 @@ class Needs:
                 text = f"reference {number} of {len(missing)}: {job.label}"
                 self._observer.step(text, 0, 0, job.device)
                 try:
-                    found, why = self._references.compute(self.agent(job), job, self._stop)
+                    found, why = self._references.compute(
+                        self.agent(job), job, self._stop, self._waiting(job)
+                    )
                 except StbenchError as error:
                     if ends_the_device(error):
                         raise

@@ -167,11 +167,14 @@ class References:
                 raise StoreError(f"{path}: {error.strerror}") from error
             self._loaded[reference.key] = reference
 
-    def compute(self, agent: Agent, job: JobSpec, stop: Stop) -> tuple[Reference | None, str]:
-        """Runs the reference job. None and the reason when it failed. Raises
+    def compute(
+        self, agent: Agent, job: JobSpec, stop: Stop, tell: Callable[[str], None]
+    ) -> tuple[Reference | None, str]:
+        """Runs the reference job; ``tell`` as of :meth:`stbench.agentclient.Agent.run`. None and the reason
+        when it failed. Raises
         :class:`stbench.agentclient.JobInterrupted`, :class:`stbench.errors.DeviceError`,
         :class:`StoreError`."""
-        record = agent.run(reference_job(job), stop)
+        record = agent.run(reference_job(job), stop, tell)
         found, why = None, ""
         if record.status != "ok" or record.reference is None:
             why = f"{record.status}: {record.detail}"

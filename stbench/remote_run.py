@@ -87,7 +87,7 @@ class RemoteRuns:
         self._owner = owner()
         self._had_the_board = False
         self._power_cycles = 0
-        self._receipts: list[wire.Receipt] = []
+        self._receipts: dict[str, wire.Receipt] = {}
 
     @property
     def spool(self) -> str:
@@ -137,16 +137,22 @@ class RemoteRuns:
     def stored(self, record: RunRecord) -> None:
         """The record is on this machine's disk: the device may forget it, and will at some time."""
         key = wire.spool_key(self._owner, record.campaign, record.id, record.label, record.attempt)
-        self._receipts.append(wire.Receipt(key, record.started_at))
+        self._receipts[key] = wire.Receipt(key, record.started_at)
         if len(self._receipts) >= RECEIPTS_AT_ONCE:
             self.settle()
+
+    def reference_known(self, job: JobSpec) -> None:
+        """The same for the reference that this job would compute, whoever did: a controller that was killed
+        may have left its record behind."""
+        key = wire.spool_key(self._owner, job.campaign, job.id, job.label, job.attempt)
+        self._receipts.setdefault(key, wire.Receipt(key, ""))
 
     def settle(self) -> None:
         """Has the device forget now. A device that does not answer keeps its records, which costs some of its
         disk and is made good by the next campaign that is resumed."""
         if not self._receipts:
             return
-        lines = "".join(wire.dumps(receipt) + "\n" for receipt in self._receipts)
+        lines = "".join(wire.dumps(receipt) + "\n" for receipt in self._receipts.values())
         with contextlib.suppress(DeviceError):
             running = self._start(["spool", self.spool, "--forget"], lines.encode(), SETTLE_S)
             for _ in running.lines():

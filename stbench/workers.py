@@ -115,7 +115,8 @@ class Worker:
             self._ledger.lost(self.names, error)
             why = str(error)
             who = named(self.names)
-            self._observer.note(f"{who}: ended here, others go on: {why.removeprefix(f'{who}: ')}")
+            hint = f" (try: {error.hint})" if error.hint else ""
+            self._observer.note(f"{who}: ended here, others go on: {why.removeprefix(f'{who}: ')}{hint}")
         except Exception as error:
             self._ledger.broke(error)
             self._observer.note(f"{named(self.names)}: {error}; no other job begins")

@@ -140,7 +140,7 @@ class Spool:
             return False
         try:
             line = self.record(receipt.key)
-            if line is None or _started_at(line) != receipt.started_at:
+            if line is None or not _is_meant(receipt, line):
                 return False
             # The record last: what a death leaves behind is then still a record.
             for kind in ("started", "part", "record"):
@@ -215,11 +215,14 @@ def _open_lock(path: str) -> int:
     return os.open(path, os.O_RDONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
 
 
-def _started_at(line: str) -> str:
+def _is_meant(receipt: wire.Receipt, line: str) -> bool:
     try:
-        return wire.loads(wire.RunRecord, line).started_at
+        record = wire.loads(wire.RunRecord, line)
     except wire.WireError:
-        return ""
+        return False
+    if not receipt.started_at:
+        return record.purpose == "reference"
+    return record.started_at == receipt.started_at
 
 
 def _write_all(descriptor: int, data: bytes) -> None:

@@ -16,7 +16,8 @@ class Alive:
 @dataclass(frozen=True)
 class Receipt:
     """The host has this record on its disk: the device may forget it. ``key`` is what :func:`spool_key` says
-    of the job; ``started_at`` is the record's, so that a receipt never takes another run's record away."""
+    of the job; ``started_at`` is the record's, so that a receipt never takes another run's record away, or ""
+    for a reference, which is the same whoever computed it and when."""
 
     key: str
     started_at: str

@@ -170,6 +170,7 @@ def measure(
     from stbench.campaign import run_campaign
     from stbench.references import References
     from stbench.store import Store, read_records
+    from stbench.table import count
 
     directory = args.results / campaign
     with Store.open(directory) as store:
@@ -181,7 +182,7 @@ def measure(
         for note in (*store.reading.problems, *ready.plan.notes):
             live.note(note)
         _describe(store, sweep, ready)
-        live.note(f"{len(ready.plan.jobs)} jobs, results in {directory}")
+        live.note(f"{count(len(ready.plan.jobs), 'job')}, results in {directory}")
         if ready.plan.order_sentence():
             live.note(ready.plan.order_sentence())
         for sentence in ready.plan.search_sentences():

@@ -93,6 +93,14 @@ def test_a_receipt_of_another_run_takes_nothing_away(board: Board) -> None:
     assert len(board.entries()) == 1
 
 
+def test_a_reference_that_is_known_goes_whoever_computed_it(board: Board) -> None:
+    board.run(JOB)
+    board.run(replace(JOB, id="reference-1", purpose="reference"))
+    keys = {entry.key for entry in board.entries()}
+    assert board.forget(*(Receipt(key, "") for key in keys)) == 0
+    assert {entry.key for entry in board.entries()} == {KEY}
+
+
 def test_a_running_job_is_not_forgotten(board: Board) -> None:
     record = board.run(JOB)
     endless = fake_job("hang", id="endless")
