@@ -115,7 +115,7 @@ def engine_ratios(
             missing = others if len(mine) else ours
             notes += [f"{label}: no row of {missing} beside it" for label in sorted(set(group["label"]))]
             continue
-        for _, rows in mine.groupby("switches", sort=False):
+        for _, rows in mine.groupby(["model", "switches"], sort=False):
             _check_alike(side.name, rows, theirs)
             wanted = metrics or (("decode_tps",) if rows["n_gen"].iloc[0] else ("prefill_tps",))
             for metric in wanted:

@@ -82,6 +82,18 @@ def test_the_standard_layout_twin_stands_against_the_same_row_and_bar() -> None:
     assert (row.model, row.bar_verdict) == ("smallthinker-4b:standard", "met")
 
 
+def test_a_model_and_its_twin_are_never_one_row() -> None:
+    """Both in one campaign: a row each, of their own runs."""
+    twin = [
+        dataclasses.replace(one, model=dataclasses.replace(one.model, name="smallthinker-4b:standard"))
+        for one in decode(noisy(9, 1, 40), start=2)
+    ]
+    both = [*llama("smallthinker-4b", noisy(9, 0, 20)), *decode(noisy(9, 1, 32)), *twin]
+    found = {row.model: row.comparison for row in ratios(both).rows}
+    assert found["smallthinker-4b"].ratio == pytest.approx(1.6, rel=0.02)
+    assert found["smallthinker-4b:standard"].ratio == pytest.approx(2.0, rel=0.02)
+
+
 def test_neighbours_at_another_level_of_bandwidth_are_pairs_and_others_are_not() -> None:
     """A machine that gives 50 GB/s in three rounds and 30 in the others: no cell has nine runs of one level,
     but each round has its pair. One partner that saw another level than its neighbour makes none."""
