@@ -82,7 +82,7 @@ def read(path: Path) -> dict[str, Meta]:
     """Label -> machine, of a captured tree, a folder of them or a bundle. Raises :class:`InputError`."""
     try:
         entries = _of_zip(path) if path.is_file() else _of_folder(path)
-    except (OSError, zipfile.BadZipFile, RuntimeError, NotImplementedError, ValueError) as error:
+    except (OSError, zipfile.BadZipFile, RuntimeError, ValueError) as error:
         raise InputError(f"{path}: cannot be read: {printable(str(error))[:200]}") from error
     machines: dict[str, dict[str, bytes]] = {}
     for name, data in entries.items():

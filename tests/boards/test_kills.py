@@ -49,8 +49,8 @@ def test_twenty_kills_lose_and_double_nothing(desk: Desk, boards: Boards) -> Non
     assert {record.status for record in records if record.status != "cancelled"} == {"ok"}
     ids = [record.id for record in records if record.status == "ok"]
     assert len(ids) == len(set(ids)) == 3 * REPLICATES, "lost or doubled"
+    wait_until(lambda: not any(board.processes() for board in fleet), "no process stays")
     for board in fleet:
-        wait_until(lambda board=board: not board.processes(), "no process stays")  # type: ignore[misc]
         assert list((board.work_dir / "spool").glob("*")) == []
 
 
