@@ -286,10 +286,10 @@ def test_a_reference_that_cannot_be_computed_leaves_outputs_unchecked(
 ) -> None:
     run = Agent.run
 
-    def fails_on_references(agent: Agent, job: JobSpec, stop: Stop) -> RunRecord:
+    def fails_on_references(agent: Agent, job: JobSpec, stop: Stop, tell: Callable[[str], None]) -> RunRecord:
         if job.purpose == "reference":
             raise AgentError("local: the agent ended with exit code 9")
-        return run(agent, job, stop)
+        return run(agent, job, stop, tell)
 
     monkeypatch.setattr(Agent, "run", fails_on_references)
     code, _, err = sandbox.run("sweep", sandbox.fake_sweep("fake", replicates=1), "--campaign", "c")
