@@ -12,12 +12,14 @@ from typing import TypeVar
 from stbench.agent import lease, wire
 from stbench.agent.describe import ModelHeader
 from stbench.agent.wire import (
+    BundleRequest,
     DeviceFacts,
     JobSpec,
     LimitResult,
     LimitsRequest,
     MakeRequest,
     ModelFile,
+    ModelRef,
     RunRecord,
 )
 from stbench.answers import JobInterrupted as JobInterrupted
@@ -62,6 +64,15 @@ class Agent:
     def make(self, path: str, spec: wire.SynthSpec, on_bytes: OnBytes) -> ModelFile:
         """Writes a synthetic model unless it is there, and hashes it. Raises :class:`ModelError`."""
         return self._file("make", MakeRequest(path, self.deployment.library, spec), on_bytes)
+
+    def bundle(self, model: ModelRef, gathers: int, path: str, on_bytes: OnBytes) -> ModelFile:
+        """Writes the bundle of a model's file for ``gathers`` to ``path``, unless a fitting one is there.
+        Raises :class:`ModelError` and :class:`NoSpace`."""
+        return self._file(
+            "bundle",
+            BundleRequest(path, self.deployment.library, model.path, model.digest, gathers),
+            on_bytes,
+        )
 
     def digest(self, path: str, on_bytes: OnBytes) -> ModelFile:
         """Hashes a file on the device. Raises :class:`ModelError`."""
@@ -184,7 +195,7 @@ class Agent:
             hint="it needs Python 3.8 or newer on the device (devices.yaml: python)",
         )
 
-    def _file(self, command: str, request: MakeRequest, on_bytes: OnBytes) -> ModelFile:
+    def _file(self, command: str, request: MakeRequest | BundleRequest, on_bytes: OnBytes) -> ModelFile:
         running = self._start([command], wire.dumps(request).encode() + b"\n", MAKE_TIMEOUT_S)
         found: ModelFile | None = None
         try:

@@ -19,6 +19,7 @@ from stbench.agent.wire import Candidate, JobSpec, RunRecord, ThreadChoice, Work
 from stbench.candidates import candidates
 from stbench.catalogue import STANDARD_SUFFIX
 from stbench.disturbance import judge
+from stbench.limited import limited_of
 from stbench.store import UNFINISHED
 from stbench.sweep import AUTO_THREADS, threads_label
 
@@ -64,9 +65,11 @@ def _key(job: JobSpec) -> str:
 
 
 def _search(job: JobSpec, tried: list[Candidate], identify: Callable[[JobSpec], str]) -> JobSpec:
-    case = f"{job.case.split(_MARK)[0]}{_MARK}search"
+    limits = limited_of(job.settings).label.lstrip("/")
+    case = f"{job.case.split(_MARK)[0]}{_MARK}{limits}{'/' * bool(limits)}search"
     made = replace(
         job,
+        settings=replace(job.settings, record_routing=""),
         label=f"{job.device}:{case}",
         case=case,
         purpose="search",
@@ -95,10 +98,17 @@ def _named(job: JobSpec, own: Mapping[str, JobSpec], notes: list[str]) -> JobSpe
 
 
 def _of_same_weights(job: JobSpec, searches: Sequence[JobSpec]) -> JobSpec | None:
-    """The search for our engine on the program's file, else on its twin; dense before sparse."""
+    """The search for our engine on the program's file, else on its twin; under the same memory limit before
+    others, without a cache before with one, dense before sparse."""
 
-    def rank(one: JobSpec) -> tuple[bool, bool]:
-        return one.model.name != job.model.name, one.settings.sparse_ffn or one.settings.sparse_lm_head
+    def rank(one: JobSpec) -> tuple[bool, ...]:
+        settings = one.settings
+        return (
+            one.model.name != job.model.name,
+            settings.memory_limit_bytes != job.settings.memory_limit_bytes,
+            bool(settings.cache),
+            settings.sparse_ffn or settings.sparse_lm_head,
+        )
 
     plain = job.model.name.removesuffix(STANDARD_SUFFIX)
     same = [one for one in searches if one.model.name.removesuffix(STANDARD_SUFFIX) == plain]

@@ -135,7 +135,7 @@ def compute_references(
     nothing. Returns the keys of all that exist then."""
     keys: set[str] = set()
     for group in plan.groups():
-        needs = Needs(devices, references, observer, Stop())
+        needs = Needs(devices, references, observer, Stop(), only_references=True)
         needs.prepare(group)
         keys |= needs.references()
         if plan.one_model_at_a_time:

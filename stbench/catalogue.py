@@ -65,11 +65,13 @@ class Entry:
 @dataclass(frozen=True)
 class Sizes:
     """``params_active``: used for one token (of the experts only those selected, of an embedding one row).
-    ``weight_bytes``: of all tensors; the file is larger by its header."""
+    ``weight_bytes``: of all tensors; the file is larger by its header. ``bundle_bytes``: of what a bundle of
+    the model holds (docs/bundles.md): the experts, or the layers' matrices; 0: not known."""
 
     params: int
     params_active: int
     weight_bytes: int
+    bundle_bytes: int = 0
 
 
 QK_NORM = ("qwen3", "qwen3moe")
@@ -103,7 +105,8 @@ def sizes(spec: SynthSpec) -> Sizes:
     # The predictor is stored as Q4_0 whatever the other matrices are.
     q4_size, q4_weights = BLOCKS["q4_0"]
     weight_bytes += predictor * q4_size // q4_weights - predictor * size // weights
-    return Sizes(total, active, weight_bytes)
+    units = experts * ffn if spec.n_expert else attention + ffn
+    return Sizes(total, active, weight_bytes, layers * units * size // weights)
 
 
 def _gemma3n_sizes(spec: SynthSpec) -> Sizes:

@@ -8,16 +8,20 @@ import pandas as pd
 
 from stbench.intervals import median_estimate
 from stbench.table import (
+    BALLAST,
     DISTURBED,
+    EXCEEDED,
     FEW,
     NO_SENSORS,
     NO_SHARE,
+    NOT_ENFORCED,
     PARTIAL,
     SOME_DISTURBED,
     SYNTHETIC,
     THROTTLED,
     UNCHECKED,
     UNEQUAL,
+    VOID,
     WRONG,
     Cell,
     clean,
@@ -37,6 +41,19 @@ _SPEEDS = (
     "weight_gb_per_s",
     "limit_share",
     "joules_per_token",
+)
+
+# Of runs with a cache of units.
+_CACHE = (
+    "cache_bytes",
+    "cache_total_bytes",
+    "hit_rate",
+    "storage_bytes_per_token",
+    "io_wait_share",
+    "io_busy_share",
+    "late_share",
+    "prefetch_precision",
+    "prefetch_recall",
 )
 
 
@@ -112,8 +129,12 @@ def thread_rank(replicates: pd.DataFrame) -> tuple[Any, ...]:
     return (not is_wrong(replicates), median, -int(first["threads_requested"]), str(first["cpus"]))
 
 
+# A limit's verdict that is not "held" -> its mark.
+_NOT_HELD = {"not-enforced": NOT_ENFORCED, "exceeded": EXCEEDED, "void": VOID}
+
+
 def _run_marks(usable: pd.DataFrame) -> list[str]:
-    marks = []
+    marks = _limit_marks(usable[usable["memory_limit_bytes"] > 0])
     if (usable["check"] == "unchecked").any():
         marks.append(UNCHECKED)
     if len(set(usable["output_hash"]) - {""}) > 1:
@@ -124,6 +145,18 @@ def _run_marks(usable: pd.DataFrame) -> list[str]:
     elif verdicts - {"no"}:
         marks.append(NO_SENSORS)
     return marks
+
+
+def _limit_marks(limited: pd.DataFrame) -> list[str]:
+    if not len(limited):
+        return []
+    # A record without a proof proves nothing.
+    marks = {
+        _NOT_HELD.get(str(verdict), NOT_ENFORCED) for verdict in set(limited["limit_verdict"]) - {"held"}
+    }
+    if (limited["limit_method"] == "ballast").any():
+        marks.add(BALLAST)
+    return sorted(marks)
 
 
 def _most_common_end(replicates: pd.DataFrame) -> str:
@@ -168,6 +201,16 @@ def _details(replicates: pd.DataFrame) -> dict[str, Any]:
         "active_share": _median(usable["active_share"]),
         "lm_head_share": _median(usable["lm_head_share"]),
     }
+    if (replicates["memory_limit_bytes"] > 0).any():
+        details |= {
+            "memory_limit_bytes": int(replicates["memory_limit_bytes"].max()),
+            "limit_verdicts": dict(sorted(Counter(ran["limit_verdict"]).items())),
+            "limit_methods": _texts(ran["limit_method"]),
+            "limit_peak_bytes": _median(usable["limit_peak_bytes"]),
+            "limit_start": _texts(ran["limit_start"]),
+        }
+    if usable["cache_bytes"].notna().any():
+        details |= {name: _median(usable[name]) for name in _CACHE}
     if replicates["throttled_by"].any():
         details["throttled_by"] = _texts(ran["throttled_by"])
     if replicates["gate"].any():

@@ -55,7 +55,7 @@ THEMES = {
 }
 
 # Everything that could make two renderings of one figure differ, or depend on the user's matplotlibrc.
-_RC = {
+RC = {
     "svg.hashsalt": "stbench",
     "svg.fonttype": "path",
     "font.family": "DejaVu Sans",
@@ -99,7 +99,7 @@ def speed_figure(
     groups = [_group(rows, palette, column, True) for _, column in measured.groupby("column", sort=False)] + [
         _group(rows, palette, column, False) for _, column in published.groupby("column", sort=False)
     ]
-    with matplotlib.rc_context(_RC):  # type: ignore[arg-type]
+    with matplotlib.rc_context(RC):  # type: ignore[arg-type]
         return _draw(groups, title, _captions(measured, left_out, profiles), colours)
 
 
@@ -115,7 +115,7 @@ def png_bytes(figure: Figure) -> bytes:
 
 def _bytes(canvas: Any, kind: str, metadata: Mapping[str, str | None]) -> bytes:
     out = io.BytesIO()
-    with matplotlib.rc_context(_RC):  # type: ignore[arg-type]
+    with matplotlib.rc_context(RC):  # type: ignore[arg-type]
         face = canvas.figure.get_facecolor()
         canvas.figure.savefig(out, format=kind, dpi=PNG_DPI, metadata=metadata, facecolor=face)
     return out.getvalue()

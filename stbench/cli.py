@@ -16,16 +16,19 @@ from collections.abc import Sequence
 import stbench
 from stbench import errors
 
-# Command -> one line for `stbench --help`. The module is stbench/commands/<name>.py.
+# Command -> one line for `stbench --help`. The module is stbench/commands/<name>.py, with _ for -.
 COMMANDS = {
     "sweep": "measure models on devices and print the table",
     "plan": "print what a sweep would do, its disk and its time, and do nothing",
     "grid": "print stored results in the shape of the published tables",
+    "find-limit": "bisect the smallest memory limit at which a model runs, or reaches a speed",
     "compare": "compare two sets of results, or two engines of one, and judge",
     "noise": "measure what a device shows without any cause: its noise floor",
     "devices": "list, add, trust, examine and clean devices",
     "models": "list the models that can be measured, or make one",
     "roofline": "measure the limits that speeds are held against: memory, gather, storage",
+    "routing": "make, import and show traces of which experts a model uses",
+    "simulate": "say what a cache of any size and policy would have hit, and how fast that would decode",
     "quality": "compare the outputs of the sparse switches with the dense ones",
     "perplexity": "measure the perplexity of a model on a text",
     "generate": "write text with a model",
@@ -63,7 +66,7 @@ def build_parser(selected: str | None) -> argparse.ArgumentParser:
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for name, line in COMMANDS.items():
         if name == selected:
-            importlib.import_module(f"stbench.commands.{name}").register(subparsers)
+            importlib.import_module(f"stbench.commands.{name.replace('-', '_')}").register(subparsers)
         else:
             subparsers.add_parser(name, help=line, add_help=False)
     return parser

@@ -24,6 +24,7 @@ from stbench import cells, inference
 from stbench.disturbance import same_bandwidth
 from stbench.errors import CellsFailed, InputError, UsageError
 from stbench.inference import INCONCLUSIVE, Floats
+from stbench.limited_columns import LIMITED
 from stbench.sides import Side
 from stbench.table import clean, count
 
@@ -33,7 +34,7 @@ THRESHOLD = 0.02
 METRICS = {"decode_tps": "decode, tokens/s", "prefill_tps": "prefill, tokens/s"}
 
 # Columns of the frame that name a case, and columns that must agree besides.
-NAMES = ("device", "engine", "model", "switches", "workload", "threads")
+NAMES = ("device", "engine", "model", "switches", "workload", "threads", *LIMITED)
 CONDITIONS = (
     "fingerprint",
     "digest",

@@ -1,4 +1,4 @@
-"""Room for models: what a plan needs at once, and one model on disk at a time.
+"""Room for models and their bundles: what a plan needs at once, and one model on disk at a time.
 
 A table of large models does not fit on a small disk, nor two of them in memory. With ``one_model_at_a_time``
 all replicates of a model's file run together: the campaign makes the file before them, and deletes it after
@@ -45,14 +45,19 @@ def peak_bytes(sizes: Sequence[int], one_at_a_time: bool) -> int:
     return max(sizes, default=0) if one_at_a_time else sum(sizes)
 
 
-def check_room(peaks: Mapping[str, int], free: Mapping[str, int | None], one_at_a_time: bool) -> None:
-    """Raises :class:`NoSpace` for the first device whose models (``peaks``: bytes that are still to be
-    written) do not fit into what is free there; what is not known fits."""
+def check_room(
+    peaks: Mapping[str, int],
+    free: Mapping[str, int | None],
+    one_at_a_time: bool,
+    what: str = "the models take",
+) -> None:
+    """Raises :class:`NoSpace` for the first device whose models and bundles (``peaks``: bytes that are still
+    to be written) do not fit into what is free there; what is not known fits."""
     for device, peak in peaks.items():
         room = free.get(device)
         if peak and room is not None and room < peak + RESERVE_BYTES:
             raise NoSpace(
-                f"{device}: the models take {peak / 1e9:.1f} GB at once; {room / 1e9:.1f} GB are free",
+                f"{device}: {what} {peak / 1e9:.1f} GB at once; {room / 1e9:.1f} GB are free",
                 hint="make room, set XDG_CACHE_HOME (local) or work_dir to a larger disk, or leave models out"
                 if one_at_a_time
                 else "--one-model-at-a-time needs room for the largest only; or make room, or set "
@@ -68,8 +73,8 @@ def room_sentence(device: str, peak: int, free: int | None, one_at_a_time: bool)
 
 
 class MadeFiles:
-    """The model files that a campaign made itself and has to delete, kept in its directory. Several threads
-    may use it: one lock holds for the list and its file, not while a device deletes.
+    """The models and bundles that a campaign made itself and has to delete, kept in its directory. Several
+    threads may use it: one lock holds for the list and its file, not while a device deletes.
 
     Raises :class:`StoreError` when the list cannot be read."""
 
@@ -114,6 +119,6 @@ class MadeFiles:
 
 
 def remove_model(connector: Connector, path: str) -> None:
-    """Deletes a synthetic model with its digest and its lock."""
+    """Deletes a synthetic model, or a bundle, with its digest and its lock."""
     for name in (path, model_file.sidecar_path(path), f"{path}.lock"):
         connector.remove(name)

@@ -8,7 +8,8 @@ Nothing is averaged here. Speeds exist only for records that ended "ok" and whos
 ``prefill_tps``           tokens/s of prefill: sum(prefill_tokens) / sum(prefill_ns)
 ``ttft_ms``               time to first token, as recorded
 ``tpot_ms``               time per output token: sum(decode_ns) / n_gen
-``tpot_p95_ms``           95th percentile of decode_ns, where these are of single tokens
+``tpot_p95_ms``           95th percentile of decode_ns, where these are of single tokens; likewise tpot_p50_ms
+                          and tpot_p99_ms
 ``weight_bytes_per_token``  bytes of weights that a decode step really read, by the runtime's own count
 ``weight_gb_per_s``       the same times decode_tps, in 1e9 bytes/s
 ``active_share``          neurons with a non-zero ReLU output / neurons examined, decode
@@ -26,6 +27,7 @@ Nothing is averaged here. Speeds exist only for records that ended "ok" and whos
 ``gate``                  how the wait for a cool device ended; "" where there was none
 ``limit_share``           speed / what the memory allowed then (:mod:`stbench.limit_share`)
 ``limit_why``             why there is no such number though bandwidth was probed
+``memory_limit_bytes``    and what follows it: :mod:`stbench.limited_columns`
 ========================  ================================================================================
 """
 
@@ -36,7 +38,7 @@ from typing import Any
 
 import pandas as pd
 
-from stbench import catalogue
+from stbench import catalogue, limited_columns
 from stbench.agent.wire import ModelShape, PhaseCounters, RunRecord, Samples, SynthSpec, to_json
 from stbench.axes import AUTO_FFN
 from stbench.disturbance import Verdict, gather_gb_per_s, judge, other_cpu_share, read_gb_per_s
@@ -101,7 +103,9 @@ COLUMNS: dict[str, str] = {
     "prefill_tps": "float64",
     "ttft_ms": "float64",
     "tpot_ms": "float64",
+    "tpot_p50_ms": "float64",
     "tpot_p95_ms": "float64",
+    "tpot_p99_ms": "float64",
     "weight_bytes_per_token": "float64",
     "weight_gb_per_s": "float64",
     "active_share": "float64",
@@ -127,10 +131,12 @@ COLUMNS: dict[str, str] = {
     "other_cpu_share": "float64",
     "limit_share": "float64",
     "limit_why": "object",
+    **limited_columns.COLUMNS,
 }
 
 
 _REPACKED = {True: "yes", False: "no", None: ""}
+_PERCENTILES = {"tpot_p50_ms": 0.5, "tpot_p95_ms": 0.95, "tpot_p99_ms": 0.99}
 
 
 def to_frame(records: Iterable[RunRecord]) -> pd.DataFrame:
@@ -288,6 +294,7 @@ def _row(record: RunRecord) -> dict[str, Any]:
     row.update(_speeds(record.samples if usable else None))
     row.update(_shares(record, row["decode_tps"]))
     row.update(_limits(record, row["decode_tps"]))
+    row.update(limited_columns.limited_row(record, usable=usable))
     return row
 
 
@@ -316,7 +323,7 @@ def _problem(record: RunRecord) -> str:
 
 
 def _speeds(samples: Samples | None) -> dict[str, float]:
-    speeds = dict.fromkeys(("decode_tps", "prefill_tps", "ttft_ms", "tpot_ms", "tpot_p95_ms"), math.nan)
+    speeds = dict.fromkeys(("decode_tps", "prefill_tps", "ttft_ms", "tpot_ms", *_PERCENTILES), math.nan)
     if samples is None:
         return speeds
     if samples.prefill_ns:
@@ -327,7 +334,9 @@ def _speeds(samples: Samples | None) -> dict[str, float]:
         speeds["decode_tps"] = n * 1e9 / sum(samples.decode_ns)
         speeds["tpot_ms"] = sum(samples.decode_ns) / n / 1e6
         if n == len(samples.decode_ns):
-            speeds["tpot_p95_ms"] = sorted(samples.decode_ns)[math.ceil(0.95 * n) - 1] / 1e6
+            ordered = sorted(samples.decode_ns)
+            for name, share in _PERCENTILES.items():
+                speeds[name] = ordered[math.ceil(share * n) - 1] / 1e6
     return speeds
 
 

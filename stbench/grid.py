@@ -18,11 +18,12 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from stbench import cells, notes, published
+from stbench import cells, limited_grid, notes, published
 from stbench.agent.wire import RunRecord
 from stbench.campaign import UNFINISHED
 from stbench.engine_names import needs_llama_cpp
 from stbench.frame import to_frame, unique_records
+from stbench.limited_columns import LIMITED
 from stbench.published import PublishedRow, PublishedTable
 from stbench.sweep import ENGINE, switches_label
 from stbench.table import (
@@ -59,7 +60,7 @@ CONDITION = (
 )
 # What may differ between the cells of a column.
 CELL = ("campaign", "digest", "threads_requested", "cpus")
-CASE = ("device", "engine", "model", "sparse_ffn", "sparse_lm_head", *CONDITION, *CELL)
+CASE = ("device", "engine", "model", "sparse_ffn", "sparse_lm_head", *CONDITION, *CELL, *LIMITED)
 
 # Records of a run that failed early lack these; within one campaign they are those of its neighbours.
 _FILLED = {
@@ -94,8 +95,8 @@ class _RowSpec:
 
 
 def build_tables(records: Iterable[RunRecord], ratio_to: Mapping[str, str] | None = None) -> list[Table]:
-    """The 4B table, the 21B table when a model of it was measured, and a list of all cases that these do not
-    show. Cancelled runs are no results and are not counted.
+    """The 4B table, the 21B table when a model of it was measured, all limited cases with what each limit
+    cost, and a list of the other cases that these do not show. Cancelled runs are no results and not counted.
 
     ``ratio_to`` maps a measured device to the published device that it is (key of published_speed.csv), for a
     ratio column. Devices called like a published one need no entry; comparing others is not meaningful.
@@ -118,9 +119,13 @@ def build_tables(records: Iterable[RunRecord], ratio_to: Mapping[str, str] | Non
         table, used = _published_shape(published.published_table(key), frame, facts, ratio_to)
         tables.append(table)
         shown |= used
-    rest = frame[~frame.index.isin(sorted(shown))]
+    described = {str(chosen["device"]) for table in tables for chosen in table.selection}
+    limited = limited_grid.is_limited(frame)
+    if limited.any():
+        tables.append(_limited_cases(frame[limited], facts, described))
+        described |= set(frame[limited]["device"])
+    rest = frame[~limited & ~frame.index.isin(sorted(shown))]
     if len(rest):
-        described = {str(chosen["device"]) for table in tables for chosen in table.selection}
         tables.append(_other_cases(rest, facts, described))
     return tables
 
@@ -171,8 +176,12 @@ def _published_shape(
     ratio_to: Mapping[str, str],
 ) -> tuple[Table, set[int]]:
     """The table and the rows of ``frame`` that are in it."""
-    own = frame[frame["catalogue_model"].isin({row.model for row in table.rows}) & (frame["n_gen"] > 0)]
-    measured = set(zip(own["catalogue_model"], own["sparse_ffn"], own["sparse_lm_head"], strict=True))
+    known = frame["catalogue_model"].isin({row.model for row in table.rows}) & (frame["routing"] == "")
+    limits = {limited_grid.published_limit(row.memory) for row in table.rows if row.limited}
+    unlimited = ~limited_grid.is_limited(frame)
+    own = frame[known & (unlimited | frame["memory_limit_bytes"].isin(limits)) & (frame["n_gen"] > 0)]
+    free = own[~limited_grid.is_limited(own)]
+    measured = set(zip(free["catalogue_model"], free["sparse_ffn"], free["sparse_lm_head"], strict=True))
     specs = _row_specs(table, measured)
     cells_by_row = {spec.key: _published_cells(spec) for spec in specs}
     headers = {device.key: device.header for device in table.devices}
@@ -241,7 +250,9 @@ def _select_condition(group: pd.DataFrame) -> tuple[pd.DataFrame, dict[str, Any]
     chosen = group
     for key, rows in group.groupby(list(CONDITION), sort=True, dropna=False):
         usable = rows[rows["usable"]]
-        filled = usable.groupby(["catalogue_model", "sparse_ffn", "sparse_lm_head"]).ngroups
+        filled = usable.groupby(
+            ["catalogue_model", "sparse_ffn", "sparse_lm_head", limited_grid.is_limited(usable)]
+        ).ngroups
         rank = (filled, len(usable), str(rows["started_at"].max()), tuple(map(str, key)))
         if best is None or rank > best:
             best, chosen = rank, rows
@@ -256,16 +267,20 @@ def _measured_cell(
     spec: _RowSpec, chosen: pd.DataFrame, device: str, engine: str
 ) -> tuple[Cell, pd.DataFrame]:
     empty = chosen.iloc[:0]
-    if spec.limited:
-        return Cell("—", (NO_LIMIT,)), empty
     mask = (
         (chosen["catalogue_model"] == spec.model)
         & (chosen["sparse_ffn"] == spec.sparse_ffn)
         & (chosen["sparse_lm_head"] == spec.sparse_lm_head)
+        & (limited_grid.is_limited(chosen) == spec.limited)
     )
+    if spec.limited and spec.published is not None:
+        mask &= chosen["memory_limit_bytes"] == limited_grid.published_limit(spec.published.memory)
     rows = chosen[mask]
     if not len(rows):
-        return _unmeasured(spec.model, engine), empty
+        cell = _unmeasured(spec.model, engine)
+        return Cell(cell.text, (*cell.marks, NO_LIMIT)) if spec.limited else cell, empty
+    if spec.limited:
+        rows = limited_grid.best_setting(rows)
     rows = _one_campaign(rows)
     rows = _one_thread_setting(rows, published.published_threads(device))
     return cells.speed_cell(rows, "decode_tps"), rows
@@ -336,6 +351,32 @@ def _weights(cell: Cell) -> dict[str, Any]:
     return {key: cell.details[key] for key in ("synthetic", "profile")}
 
 
+def _limited_cases(frame: pd.DataFrame, facts: notes.Facts, described: set[str]) -> Table:
+    """One row per case under a limit, or with a cache of units; those in a published table, too."""
+    sentences = _device_sentences(frame, facts, described)
+    profiles = tuple(notes.synthetic_sentences(frame))
+    sentences += [*profiles, *limited_grid.sentences(frame)]
+    rows = []
+    groups = [group for _, group in frame.groupby(list(CASE), sort=True, dropna=False)]
+    for i, (label, group) in enumerate(zip(_distinct_labels(groups), groups, strict=True)):
+        rows.append(Row(f"limited:{i}", label, limited_grid.case_cells(group)))
+        sentences += notes.failures(label, group) + notes.disturbances(label, group)
+    sentences += limited_grid.verdict_sentences(frame)
+    title = "Under a memory limit, or with a cache of experts or layers"
+    return Table(
+        "limited", title, tuple(limited_grid.columns()), tuple(rows), tuple(sentences), profiles=profiles
+    )
+
+
+def _device_sentences(frame: pd.DataFrame, facts: notes.Facts, described: set[str]) -> list[str]:
+    boards = sorted(set(zip(frame["device"], frame["fingerprint"], strict=True)))
+    return [
+        notes.device_sentence(clean(device, 40), facts.get((device, fingerprint)))
+        for device, fingerprint in boards
+        if device not in described
+    ]
+
+
 def _other_cases(frame: pd.DataFrame, facts: notes.Facts, described: set[str]) -> Table:
     """One row per case that no published table shows: other models, workloads, settings and thread counts.
     ``described``: devices that another table's notes describe."""
@@ -347,12 +388,7 @@ def _other_cases(frame: pd.DataFrame, facts: notes.Facts, described: set[str]) -
     ]
     if frame["read_gb_per_s"].notna().any():
         columns.insert(2, Column("limit", "% of limit", "limit", "%"))
-    boards = sorted(set(zip(frame["device"], frame["fingerprint"], strict=True)))
-    sentences = [
-        notes.device_sentence(clean(device, 40), facts.get((device, fingerprint)))
-        for device, fingerprint in boards
-        if device not in described
-    ]
+    sentences = _device_sentences(frame, facts, described)
     profiles = tuple(notes.synthetic_sentences(frame))
     sentences += profiles
     rows = []

@@ -20,6 +20,7 @@ def facts_of(header: ModelHeader) -> tuple[Traits, Sizes]:
     experts = header.n_expert or 1
     used = header.n_expert_used or experts
     params = active = size = 0
+    units = {True: 0, False: 0}
     tied = "output.weight" not in names
     for tensor in header.tensors:
         count = _product(tensor.shape)
@@ -31,8 +32,12 @@ def facts_of(header: ModelHeader) -> tuple[Traits, Sizes]:
         params += count
         active += int(count * share)
         size += tensor.bytes
-    traits = Traits(header.architecture == "smallthinker", predictor)
-    return traits, Sizes(max(params, 1), active, size)
+        # What our runtime does not run has no bundle; norms stay in memory.
+        bundled = header.architecture != gemma3n.ARCHITECTURE and len(tensor.shape) > 1
+        if bundled and tensor.name.startswith("blk."):
+            units["_exps." in tensor.name] += tensor.bytes
+    traits = Traits(header.architecture == "smallthinker", predictor, units[True] > 0)
+    return traits, Sizes(max(params, 1), active, size, units[True] or units[False])
 
 
 def _product(shape: Sequence[int]) -> int:

@@ -35,6 +35,8 @@ def limit_share(record: RunRecord, decode_tps: float) -> LimitShare:
     read = read_gb_per_s(record)
     if read is None or not decode_tps > 0:
         return LimitShare(None)
+    if record.settings.memory_limit_bytes or record.settings.cache:
+        return LimitShare(None, "its weights come from storage, whose rate was not probed beside it")
     cache = max(record.facts.caches.values(), default=0) if record.facts else 0
     weights = record.shape.weight_bytes if record.shape else 0
     if 0 < weights <= cache:

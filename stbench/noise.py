@@ -78,6 +78,11 @@ def noise_of(
     each that has fewer."""
     frame = side.frame
     found, notes = [], []
+    # What is kept names no limits: a limited case must not stand for the unlimited one.
+    limited = (frame["memory_limit_bytes"] > 0) | (frame["cache"] != "") | (frame["routing"] != "")
+    labels = sorted({clean(str(label), 120) for label in frame.loc[limited, "label"]})
+    notes += [f"{label}: limited runs have no noise of their own" for label in labels]
+    frame = frame[~limited]
     for _, group in frame[frame[metric].notna()].groupby([*_CASE, "campaign"], sort=False):
         rows = group[group["usable"] & ~group["disturbed"]]
         if len(rows) < fewest:

@@ -9,26 +9,31 @@ the same minute, and from the same page cache. Models' blocks come in random ord
 from __future__ import annotations
 
 import fnmatch
-import hashlib
-import json
 import math
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
-from stbench import auto_threads, disk, schedule
+from stbench import auto_threads, bundles, disk, schedule
 from stbench.agent import wire
 from stbench.agent.wire import DeviceFacts, JobSpec, ModelRef, Settings, Workload
 from stbench.axes import AUTO_FFN
+from stbench.bundles import Bundle
 from stbench.catalogue import STANDARD_SUFFIX, Sizes
+from stbench.engine_names import is_program
 from stbench.errors import SweepError
 from stbench.guesses import GUESS_WRITE, guess_search_s, guess_seconds
+from stbench.identity import job_id
 from stbench.inventory import Device
 from stbench.programs import TargetProgram, left_out, settings_for
 from stbench.sweep import AUTO_THREADS, Case, Sweep, Traits, expand
+from stbench.traces import Trace
 
 T = TypeVar("T")
+
+# Stands in a job's settings until it goes out with the path of its own trace.
+RECORDED = "on"
 
 # Of disturbed runs: each is run again once at most, and of all jobs at most this share, so that a machine
 # that is never quiet costs half as much again and no more.
@@ -40,7 +45,8 @@ RERUN_SHARE = 0.5
 class DeviceModel:
     """A model as one device has it or will have it. ``file_bytes`` is without the header for a model that is
     still ``to_make``; ``sizes`` None: a file whose tensors nobody counted yet. ``source``: a file of this
-    machine that is sent there instead of being made."""
+    machine that is sent there instead of being made. ``bundles``: those that are there, by what they are made
+    for (:func:`stbench.bundles.gathers_of`)."""
 
     ref: ModelRef
     traits: Traits
@@ -48,12 +54,13 @@ class DeviceModel:
     to_make: bool = False
     sizes: Sizes | None = None
     source: str = ""
+    bundles: frozenset[int] = frozenset()
 
 
 @dataclass(frozen=True)
 class Target:
     """A device with what has to be known before planning. ``library`` is a path on the device; ``models``
-    holds also the files that only ``programs`` run."""
+    holds also the files that only ``programs`` run; ``trace`` is the routing that jobs replay."""
 
     device: Device
     facts: DeviceFacts
@@ -61,12 +68,14 @@ class Target:
     library_sha256: str
     models: Mapping[str, DeviceModel]
     programs: Mapping[str, TargetProgram] = field(default_factory=dict)
+    trace: Trace | None = None
 
 
 @dataclass(frozen=True)
 class Plan:
     """Jobs in the order in which they run on their device. ``to_make`` maps a device to its models that do
-    not exist yet; times are guesses in seconds. Of a device's disturbed runs at most ``reruns`` are repeated.
+    not exist yet, ``bundles`` to its bundles; times are guesses in seconds. Of a device's disturbed runs at
+    most ``reruns`` are repeated.
     ``searches`` are those of -t auto: each runs before the first job that names it, twice if disturbed.
     ``boards`` are measured side by side, other devices in turn after them (:mod:`stbench.schedule`)."""
 
@@ -83,6 +92,7 @@ class Plan:
     searches: tuple[JobSpec, ...] = ()
     search_s: Mapping[str, float] = field(default_factory=dict)
     boards: tuple[str, ...] = ()
+    bundles: Mapping[str, tuple[Bundle, ...]] = field(default_factory=dict)
 
     @property
     def max_reruns(self) -> int:
@@ -99,30 +109,37 @@ class Plan:
         return disk.grouped(self.jobs) if self.one_model_at_a_time else [list(self.jobs)]
 
     def peak_disk_bytes(self, device: str) -> int:
-        """The most that models which have to be made will take on a device at one time."""
-        return disk.peak_bytes([m.file_bytes for m in self.to_make[device]], self.one_model_at_a_time)
+        """The most that models and bundles which have to be made will take on a device at one time."""
+        files = {model.ref.name: model.file_bytes for model in self.to_make[device]}
+        for bundle in self.bundles.get(device, ()):
+            files[bundle.model] = files.get(bundle.model, 0) + bundle.bytes
+        return disk.peak_bytes(list(files.values()), self.one_model_at_a_time)
+
+    def write_bytes(self, device: str) -> int:
+        """All models and bundles that have to be made on a device."""
+        models = sum(model.file_bytes for model in self.to_make.get(device, ()))
+        return models + sum(bundle.bytes for bundle in self.bundles.get(device, ()))
 
     def check_room(self) -> None:
         """Raises :class:`stbench.errors.NoSpace` when a device's models do not fit."""
         peaks = {device: self.peak_disk_bytes(device) for device in self.to_make}
-        disk.check_room(peaks, self.free_bytes, self.one_model_at_a_time)
+        what = "the models and bundles take" if any(self.bundles.values()) else "the models take"
+        disk.check_room(peaks, self.free_bytes, self.one_model_at_a_time, what)
 
     def room_sentences(self) -> list[str]:
-        """Peak disk and free space of every device that has models to make, for people."""
+        """Peak disk and free space of every device that has models or bundles to make, for people."""
         return [
             disk.room_sentence(
                 device, self.peak_disk_bytes(device), self.free_bytes.get(device), self.one_model_at_a_time
             )
             for device, models in self.to_make.items()
-            if models
+            if models or self.bundles.get(device)
         ]
 
     def expected_s(self) -> float:
-        """Making models, searches and jobs: of each device one after the other, of boards side by side."""
-        seconds = {
-            device: sum(model.file_bytes for model in self.to_make.get(device, ())) / GUESS_WRITE
-            for device in self.devices
-        }
+        """Making models and bundles, searches and jobs: of each device one after the other, of boards side by
+        side."""
+        seconds = {device: self.write_bytes(device) / GUESS_WRITE for device in self.devices}
         for job in self.searches:
             seconds[job.device] += self.search_s[job.id]
         for job in self.jobs:
@@ -193,6 +210,10 @@ class Plan:
                 device: [{"model": m.ref.name, "bytes": m.file_bytes} for m in models]
                 for device, models in self.to_make.items()
             },
+            "bundles_to_make": {
+                device: [{"model": b.model, "gathers": b.gathers, "bytes": b.bytes} for b in made]
+                for device, made in self.bundles.items()
+            },
             "one_model_at_a_time": self.one_model_at_a_time,
             "peak_disk_bytes": {device: self.peak_disk_bytes(device) for device in self.to_make},
             "free_bytes": dict(self.free_bytes),
@@ -213,12 +234,14 @@ def build_plan(sweep: Sweep, targets: Sequence[Target], campaign: str) -> Plan:
     to_make: dict[str, tuple[DeviceModel, ...]] = {}
     guesses: dict[str, float] = {}
     reruns: dict[str, int] = {}
+    bundles_to_make: dict[str, tuple[Bundle, ...]] = {}
     for target in targets:
         device_jobs, own_searches = _rounds(sweep, target, campaign, notes)
         used = {job.model.name for job in device_jobs}
         to_make[target.device.name] = tuple(
             m for name, m in target.models.items() if m.to_make and name in used
         )
+        bundles_to_make[target.device.name] = bundles.to_make(device_jobs, target.models)
         guesses |= {job.id: guess_seconds(job, target.models[job.model.name]) for job in device_jobs}
         search_s |= {job.id: guess_search_s(job, target.models[job.model.name]) for job in own_searches}
         searches += own_searches
@@ -247,6 +270,7 @@ def build_plan(sweep: Sweep, targets: Sequence[Target], campaign: str) -> Plan:
         tuple(searches),
         search_s,
         schedule.boards_of(target.device for target in targets if target.device.name in reruns),
+        bundles_to_make,
     )
 
 
@@ -329,6 +353,12 @@ def _default_threads(target: Target) -> int:
     return min(first, available) if first > 0 else available
 
 
+def _records_routing(sweep: Sweep, target: Target, case: Case) -> bool:
+    """Programs do not say what they chose, and models without experts choose nothing."""
+    known = target.models[case.model].traits.experts
+    return sweep.record_routing and not is_program(case.engine) and known is not False
+
+
 def _selected(job: JobSpec, patterns: Sequence[str]) -> bool:
     return not patterns or any(
         fnmatch.fnmatchcase(text, pattern) for pattern in patterns for text in (job.label, job.case)
@@ -364,12 +394,21 @@ def _job(sweep: Sweep, target: Target, case: Case, threads: int, campaign: str) 
             lm_head_threshold=sweep.lm_head_threshold,
             requantise_down=sweep.requantise_down,
             load=sweep.load,
+            memory_limit_bytes=case.limited.memory_limit,
+            cache=case.limited.cache,
+            cache_policy=case.limited.policy,
+            io=case.limited.io,
+            io_direct=sweep.io_direct if case.limited.cache else Settings().io_direct,
+            prefetch=case.limited.prefetch,
+            routing_digest=target.trace.digest if case.replay and target.trace is not None else "",
+            record_routing=RECORDED if _records_routing(sweep, target, case) else "",
         ),
         warmup_tokens=sweep.warmup_tokens,
         timeout_s=device.timeout_s,
         bracket_ms=sweep.bracket_ms,
         cool_down_s=device.cool_down_s,
         sample_hz=sweep.sample_hz,
+        limit_method=device.memory_limit,
         choice=auto_threads.PENDING if is_auto else None,
     )
     program = target.programs.get(case.engine)
@@ -382,34 +421,3 @@ def _job(sweep: Sweep, target: Target, case: Case, threads: int, campaign: str) 
         settings=settings_for(program, job.settings, job.workload),
         timeout_s=program.timeout_s,
     )
-
-
-def job_id(job: JobSpec, target: Target, seed: int) -> str:
-    """What makes a job the same job: library, model, workload, settings, board, replicate, seed; of a
-    program its command, environment and build instead of the library; of -t auto the search in place of
-    what it will find. A synthetic model is named by its
-    specification, so that the id is known before the file exists. Other paths, labels and the campaign's name
-    are not part of it. 16 hexadecimal digits."""
-    program = target.programs.get(job.engine)
-    identity = {
-        "library": program.build if program is not None else target.library_sha256,
-        "engine": job.engine,
-        "model": wire.to_json(job.model.synthetic)
-        if job.model.synthetic
-        else job.model.digest or job.model.name,
-        "workload": wire.to_json(job.workload),
-        "settings": wire.to_json(job.settings),
-        "warmup": job.warmup_tokens,
-        "device": job.device,
-        "fingerprint": target.facts.fingerprint,
-        "replicate": job.replicate,
-        "seed": seed,
-    }
-    if job.program is not None:
-        identity["program"] = wire.to_json(job.program)
-    if job.choice is not None:
-        identity["search"] = job.choice.search
-    if job.candidates:
-        identity["candidates"] = [wire.to_json(candidate) for candidate in job.candidates]
-    text = json.dumps(identity, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from stbench import board, catalogue, header, hub, local_files
+from stbench import board, bundles, catalogue, header, hub, local_files
 from stbench.agent import describe as agent_describe
 from stbench.agent import model_file, sbr, wire
 from stbench.agent.wire import ModelRef, SynthSpec
@@ -34,6 +34,7 @@ from stbench.programs import TargetProgram, programs_of
 from stbench.remote_run import Patience
 from stbench.stopping import Stop
 from stbench.sweep import Sweep, Traits, is_fake
+from stbench.traces import Trace
 
 # Goes up when the writer of synthetic models gives other bytes for the same specification, so that files of
 # an older stbench in the cache are not taken for new ones.
@@ -66,11 +67,13 @@ def prepared(
     lease: bool = True,
     on_unreachable: OnUnreachable | None = None,
     wait_s: float = 0.0,
+    caches: bool = False,
+    trace: Trace | None = None,
 ) -> Iterator[list[Prepared]]:
     """Connects to all devices, for as long as the block lasts: boards at the same time, local devices one
     after the other. ``library`` is this machine's or the user's (other machines get their own), None when
     only fake engines run; without ``lease`` nothing may be measured. Jobs wait up to ``wait_s`` for a board
-    that is busy.
+    that is busy. ``caches``: bundles are looked for, too; ``trace``: jobs may replay it.
 
     Devices that cannot be reached, are busy or full are told to ``on_unreachable`` as soon as that is known
     and left out; without it, and when none is left, the error is raised. Raises
@@ -86,7 +89,10 @@ def prepared(
         connectors[device.name] = connector = connector_for(device)
         agent = connected(device, connector, library, lease=lease, wait_s=wait_s)
         target = _target(device, agent, models, programs[device.name], library, said(device.name))
-        return Prepared(agent, target)
+        if caches:
+            found = {name: _with_bundles(agent, model) for name, model in target.models.items()}
+            target = replace(target, models=found)
+        return Prepared(agent, replace(target, trace=trace))
 
     try:
         ready = _in_turns(devices, prepare_one, stop, connectors, on_unreachable)
@@ -233,6 +239,23 @@ def _target(
     return Target(device, agent.facts(), deployed.library, deployed.library_sha256, found, programs)
 
 
+def _with_bundles(agent: Agent, model: DeviceModel) -> DeviceModel:
+    """The model with the bundles that are there; of a file that is still to be made there are none."""
+    if not model.ref.digest:
+        return model
+    there = {
+        gathers
+        for gathers in (0, bundles.GATHER_UP)
+        if agent.connector.stat(bundle_path(agent, model.ref, gathers)) is not None
+    }
+    return replace(model, bundles=frozenset(there))
+
+
+def bundle_path(agent: Agent, model: ModelRef, gathers: int) -> str:
+    """Where a model's bundle lies on the agent's device; the model's digest must be known."""
+    return bundles.path_of(agent.connector.models_dir, model.name, model.digest, gathers)
+
+
 def label_name(name: str) -> str:
     """How a ``--models`` item is called in labels: a file by its name without ``.gguf``."""
     return name if is_fake(name) or not catalogue.is_path(name) else catalogue.stem(name)
@@ -313,7 +336,7 @@ def _synthetic(agent: Agent, entry: catalogue.Entry) -> DeviceModel:
     path = f"{agent.connector.models_dir}/{file_name(entry.name, spec)}"
     digest = known_digest(agent, path)
     ref = ModelRef(entry.name, path, digest or "", spec, entry.profile)
-    traits = Traits(relu=spec.architecture == "smallthinker", predictor=spec.predictor_rank > 0)
+    traits = Traits(spec.architecture == "smallthinker", spec.predictor_rank > 0, spec.n_expert > 0)
     sizes = entry.sizes
     return DeviceModel(ref, traits, sizes.weight_bytes, digest is None, sizes)
 

@@ -37,7 +37,7 @@ def reference_job(job: JobSpec) -> JobSpec:
         id=f"reference-{verify.reference_key(job)}",
         label=f"{job.label} (reference)",
         purpose="reference",
-        settings=replace(job.settings, isa="scalar", load="mmap"),
+        settings=verify.reference_settings(job.settings),
         timeout_s=job.timeout_s * TIMEOUT_FACTOR,
         warmup_tokens=0,
         reference=None,

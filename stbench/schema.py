@@ -26,6 +26,8 @@ _CHOICES: dict[tuple[type, str], Sequence[str]] = {
     (wire.Check, "verdict"): wire.CHECK_VERDICTS,
     (wire.Telemetry, "throttled"): wire.THROTTLE_VERDICTS,
     (wire.Gate, "outcome"): wire.GATE_OUTCOMES,
+    (wire.LimitProof, "method"): wire.LIMIT_METHODS,
+    (wire.LimitProof, "verdict"): wire.LIMIT_VERDICTS,
 }
 
 # Endings of names -> the unit they mean.

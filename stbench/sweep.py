@@ -24,69 +24,33 @@ from stbench.engine_names import LLAMA_BENCH as LLAMA_BENCH
 from stbench.engine_names import is_fake as is_fake
 from stbench.engine_names import is_program, left_out
 from stbench.errors import InputError, SweepError, UsageError
+from stbench.limited import (
+    AUTO,
+    UNLIMITED,
+    Caches,
+    Direct,
+    Ios,
+    Limited,
+    Limits,
+    Policies,
+    Prefetches,
+    combinations,
+    meaningless,
+    only_for_caches,
+)
+from stbench.presets import PRESETS as PRESETS
+from stbench.presets import PUBLISHED_PROMPT_TOKENS as PUBLISHED_PROMPT_TOKENS
+from stbench.presets import WITH_LLAMA_BENCH
 
-# The prompt of the published command line, in tokens of the Qwen2 vocabulary that these models share:
-# 3 + 6 + 2 (system turn) + 3 + 21 + 2 (user turn) + 2 (assistant header), counted with the vocabulary's
-# merges. The text: "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\nCalculate
-# the integral of f(x) = sin(x) from 0 to 3pi/4.<|im_end|>\n<|im_start|>assistant".
-PUBLISHED_PROMPT_TOKENS = 39
-
-PRESETS: dict[str, dict[str, Any]] = {
-    # The 4B table of the published page: its prompt's length, 256 tokens, a context of 4096 that is allocated
-    # and touched. Threads are the device's (devices.yaml: 4 on the two big machines, several elsewhere, of
-    # which the table takes the fastest; all CPUs on `local`).
-    "published-4b": {
-        "models": ["smallthinker-4b", "qwen3-0.6b", "qwen3-1.7b"],
-        "sparse_ffn": ["on", "off"],
-        "sparse_lm_head": ["on", "off"],
-        "prompt_gen": [[PUBLISHED_PROMPT_TOKENS, 256]],
-        "n_ctx": 4096,
-        "replicates": 6,
-    },
-    # The unlimited rows of the 21B table. Its models take up to 17 GB each, so there is one at a time; Gemma
-    # 3n runs in llama.cpp alone.
-    "published-21b": {
-        "models": ["smallthinker-21b", "qwen3-30b-a3b", "gemma3n-e4b", "gemma3n-e2b"],
-        "engines": [ENGINE, LLAMA_BENCH],
-        "sparse_ffn": ["on", "off"],
-        "prompt_gen": [[PUBLISHED_PROMPT_TOKENS, 256]],
-        "n_ctx": 4096,
-        "replicates": 6,
-        "one_model_at_a_time": True,
-    },
-    # The same rows as published-4b, shorter: what the README's command runs.
-    "quick": {
-        "models": ["smallthinker-4b", "qwen3-0.6b", "qwen3-1.7b"],
-        "sparse_ffn": ["on", "off"],
-        "sparse_lm_head": ["on", "off"],
-        "prompt_gen": [[PUBLISHED_PROMPT_TOKENS, 64]],
-        "n_ctx": 4096,
-        "replicates": 3,
-    },
-    # Our engine beside llama.cpp, whose ratios end the sweep (stbench/data/bars.csv). Dense rows run the very
-    # file that llama.cpp runs: rows of down that lie by neuron are for skipping. Sparse switches change
-    # decoding only, and no bar is set for the lm_head alone.
-    "versus-llama-cpp": {
-        "models": ["smallthinker-4b", "smallthinker-4b:standard", "qwen3-0.6b", "qwen3-1.7b"],
-        "engines": ["sbr", "llama-bench"],
-        "sparse_ffn": ["on", "off"],
-        "sparse_lm_head": ["on", "off"],
-        "threads": [1, "all"],
-        "prompt": [512],
-        "gen": [128],
-        "filter": [
-            *("*:standard/dense/*", "*:qwen3*/dense/*", "*/llama-bench/*"),
-            *("*:smallthinker-4b/sparse/*/tg128", "*:smallthinker-4b/sparse+lmhead/*/tg128"),
-        ],
-        "replicates": 9,
-    },
-}
-
-
-# What a preset measures besides when llama-bench is among the engines: the published rows that only llama.cpp
-# can fill. Without it nobody has to build llama.cpp, or write 2.6 GB more.
-WITH_LLAMA_BENCH = {"published-4b": ["gemma3n-e2b"], "quick": ["gemma3n-e2b"]}
-
+Preset = Literal[
+    "published-4b",
+    "published-21b",
+    "limited-4b",
+    "limited-4b-small-context",
+    "limited-21b",
+    "quick",
+    "versus-llama-cpp",
+]
 Isa = Literal["auto", "scalar", "avx2", "avxvnni", "avx512vnni", "amx", "neon", "neon-dotprod", "neon-i8mm"]
 
 # Keys of a sweep that together say what to compute, keys that only say when to stop, and keys that are called
@@ -98,7 +62,7 @@ RENAMED = {"max_time": "max_time_s", "warmup": "warmup_tokens"}
 
 @dataclass(frozen=True)
 class Case:
-    """One sweep point. Threads come in when a device does."""
+    """One sweep point. Threads come in when a device does. ``replay``: experts come from a trace."""
 
     engine: str
     model: str
@@ -107,6 +71,8 @@ class Case:
     n_prompt: int
     n_gen: int
     n_depth: int
+    limited: Limited = UNLIMITED
+    replay: bool = False
 
     @property
     def switches(self) -> str:
@@ -120,9 +86,11 @@ class Case:
 
     def label(self, threads: int) -> str:
         """The case as a person types it. A program stands where our own engine has its switches:
-        ``smallthinker-4b/dense/t2/tg128``, ``smallthinker-4b/llama-bench/t2/tg128``."""
+        ``smallthinker-4b/dense/t2/tg128``, ``smallthinker-4b/llama-bench/t2/tg128``,
+        ``smallthinker-4b/sparse/t2/mem1g/cacheauto/tg128``."""
         how = self.engine if is_program(self.engine) else self.switches
-        text = f"{self.model}/{how}/{threads_label(threads)}/{self.workload}"
+        limits = self.limited.label + "/replay" * self.replay
+        text = f"{self.model}/{how}/{threads_label(threads)}{limits}/{self.workload}"
         return f"{text}/{self.engine}" if self.engine == FAKE else text
 
 
@@ -149,6 +117,7 @@ class Traits:
 
     relu: bool | None
     predictor: bool | None
+    experts: bool | None = None
 
 
 class SweepEntry(pydantic.BaseModel):
@@ -156,7 +125,7 @@ class SweepEntry(pydantic.BaseModel):
 
     model_config = pydantic.ConfigDict(extra="forbid", strict=True, frozen=True)
 
-    preset: Literal["published-4b", "published-21b", "quick", "versus-llama-cpp"] | None = None
+    preset: Preset | None = None
     models: Names | None = None
     engines: Engines | None = None
     sparse_ffn: SparseFfn | None = None
@@ -183,13 +152,22 @@ class SweepEntry(pydantic.BaseModel):
     requantise_down: bool | None = None
     one_model_at_a_time: bool | None = None
     warmup: Annotated[int, pydantic.Field(ge=0, le=4096)] | None = None
+    memory_limit: Limits | None = None
+    cache: Caches | None = None
+    policy: Policies | None = None
+    io: Ios | None = None
+    prefetch: Prefetches | None = None
+    io_direct: Direct | None = None
+    record_routing: bool | None = None
+    replay_routing: str | None = None
 
 
 @dataclass(frozen=True)
 class Sweep:
     """A sweep with everything settled. ``threads`` None: the device's, 0: all of its CPUs, AUTO_THREADS:
     searched for;
-    ``max_reruns`` None: as the plan bounds them. Times in seconds."""
+    ``max_reruns`` None: as the plan bounds them. Times in seconds. Limits and caches are as in Settings, 0
+    and "" being none; ``replay_routing`` is a trace on this machine, "" for none."""
 
     models: tuple[str, ...]
     workloads: tuple[tuple[int, int, int], ...]
@@ -215,6 +193,19 @@ class Sweep:
     one_model_at_a_time: bool = False
     warmup_tokens: int = 4
     preset: str = ""
+    memory_limit: tuple[int, ...] = (0,)
+    cache: tuple[str, ...] = ("",)
+    policy: tuple[str, ...] = (AUTO,)
+    io: tuple[str, ...] = (AUTO,)
+    prefetch: tuple[str, ...] = (AUTO,)
+    io_direct: str = AUTO
+    record_routing: bool = False
+    replay_routing: str = ""
+
+    def limited(self, engine: str) -> list[Limited]:
+        """What limits the cases of an engine: a program has no cache and runs once under each limit."""
+        caches = ("",) if is_program(engine) else self.cache
+        return list(combinations(self.memory_limit, caches, self.policy, self.io, self.prefetch))
 
 
 def build_sweep(
@@ -349,7 +340,22 @@ def _settle(values: dict[str, Any], preset: str) -> Sweep:
         RENAMED.get(key, key): tuple(value) if isinstance(value, list) else value
         for key, value in values.items()
     }
-    return Sweep(workloads=workloads, preset=preset, **settled)
+    sweep = Sweep(workloads=workloads, preset=preset, **settled)
+    problems = _limited_problems(sweep)
+    if problems:
+        hint = "--cache none, or leave the other away" if any(sweep.cache) else "--cache auto is one"
+        raise SweepError(problems, hint=hint)
+    return sweep
+
+
+def _limited_problems(sweep: Sweep) -> list[str]:
+    """What of the limited axes contradicts the rest, a sentence each."""
+    problems = only_for_caches(sweep.cache, sweep.policy, sweep.io, sweep.prefetch, sweep.io_direct)
+    if any(sweep.cache) and sweep.load not in (AUTO, "repack"):
+        problems.append(f"load {sweep.load}: a cache holds weights in the kernels' layout (auto or repack)")
+    if any(sweep.cache) and sweep.requantise_down:
+        problems.append("requantise_down: a bundle holds a file's weights as they are")
+    return problems
 
 
 def _unsettled(sweep: Sweep) -> dict[str, Any]:
@@ -374,8 +380,19 @@ def expand(sweep: Sweep, traits: Mapping[str, Traits]) -> tuple[list[Case], list
     """
     cases: list[Case] = []
     notes: list[str] = []
+    replay = bool(sweep.replay_routing)
+    if unsaid := meaningless(sweep.cache, sweep.policy, sweep.io, sweep.prefetch):
+        notes.append(unsaid)
+    for engine in filter(is_program, sweep.engines):
+        if any(sweep.cache):
+            notes.append(f"caches are of {ENGINE}: {engine} runs once under each memory limit without one")
+        if replay:
+            notes.append(f"{engine} chooses its experts itself: routing is replayed for {ENGINE} alone")
     for model in sweep.models:
         known = traits[model]
+        if replay and known.experts is False:
+            notes.append(f"{model} left out: it has no experts whose routing could be replayed")
+            continue
         for ffn, head in _combinations(sweep):
             missing = [
                 what
@@ -395,7 +412,11 @@ def expand(sweep: Sweep, traits: Mapping[str, Traits]) -> tuple[list[Case], list
                 if why:
                     notes.append(why)
                     continue
-                cases += [Case(engine, model, ffn, head, *workload) for workload in sweep.workloads]
+                cases += [
+                    Case(engine, model, ffn, head, *workload, limited, replay and not is_program(engine))
+                    for limited in sweep.limited(engine)
+                    for workload in sweep.workloads
+                ]
     if not cases:
         raise UsageError("no case is left of this sweep: " + "; ".join(notes))
     return cases, notes

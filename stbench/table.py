@@ -16,6 +16,10 @@ UNEQUAL = "≠"
 THROTTLED = "T"
 NO_SENSORS = "?"
 NO_LIMIT = "m"
+NOT_ENFORCED = "n"
+EXCEEDED = "x"
+VOID = "v"
+BALLAST = "b"
 NO_ENGINE = "e"
 NO_SHARE = "c"
 
@@ -33,7 +37,11 @@ MEANINGS = {
     UNEQUAL: "replicates of this cell computed different outputs",
     THROTTLED: "the device throttled during at least one replicate",
     NO_SENSORS: "throttling unknown: the device has no sensors that could tell",
-    NO_LIMIT: "not measured: this version cannot enforce a memory limit",
+    NO_LIMIT: "limited rows: stbench sweep --preset limited-4b (limited-21b)",
+    NOT_ENFORCED: "the memory limit was not enforced: does not compare with limited runs",
+    EXCEEDED: "the memory limit was exceeded: does not compare with limited runs",
+    VOID: "the memory limit proves nothing, for the reason noted: weights lay in memory that nobody counted",
+    BALLAST: "limited by locked ballast: does not compare with limits of control groups",
     NO_ENGINE: "Gemma 3n is measured through llama.cpp: --engines sbr,llama-bench",
     NO_SHARE: "no percentage of the memory's limit, for the reason noted",
 }

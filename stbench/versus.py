@@ -20,6 +20,7 @@ import pandas as pd
 from stbench.catalogue import STANDARD_SUFFIX
 from stbench.compare import METRICS, Comparison, Prepared, every_pair, judge, pairing, prepare
 from stbench.errors import InputError
+from stbench.limited_columns import LIMITED
 from stbench.sides import Side
 from stbench.table import Cell, Column, Row, Table, clean, number
 from stbench.verdict_table import method_notes, n_text, ratio_text
@@ -32,7 +33,7 @@ FEWEST_PAIRS = 9
 # What names a row for both engines, and what must agree besides. The seed, context, batch and instruction set
 # belong to our engine alone. A model and its standard-layout twin are one pair: the other engine runs the
 # twin, ours either.
-_ROW = ("device", "pair", "workload", "threads")
+_ROW = ("device", "pair", "workload", "threads", "memory_limit_bytes")
 _CONDITIONS = ("fingerprint", "kv_type", "cpus", "n_prompt", "n_gen", "n_depth")
 
 
@@ -115,7 +116,7 @@ def engine_ratios(
             missing = others if len(mine) else ours
             notes += [f"{label}: no row of {missing} beside it" for label in sorted(set(group["label"]))]
             continue
-        for _, rows in mine.groupby(["model", "switches"], sort=False):
+        for _, rows in mine.groupby(["model", "switches", *LIMITED], sort=False):
             _check_alike(side.name, rows, theirs)
             wanted = metrics or (("decode_tps",) if rows["n_gen"].iloc[0] else ("prefill_tps",))
             for metric in wanted:

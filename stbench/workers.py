@@ -206,6 +206,7 @@ class Worker:
         self._observer.job_started(job, self._ledger.started(job, self._left_s()))
         begin = time.monotonic()
         record = self._needs.run(self._idle.sent_with(auto_threads.settled(job, self._searched)))
+        record = self._needs.with_trace(record, self._shared.store.directory)
         self._store(record)
         self._clock.add(job, time.monotonic() - begin)
         self._ledger.ended(record, rerun=self._pending.pop(job.id, None) is None)

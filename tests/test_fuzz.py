@@ -1,4 +1,5 @@
-"""A minute of libFuzzer, with address and undefined-behaviour sanitizers, on the GGUF parser."""
+"""libFuzzer, with address and undefined-behaviour sanitizers: a minute on the GGUF parser, and some time on
+headers of bundles."""
 
 from __future__ import annotations
 
@@ -11,9 +12,10 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import require
-from tests.test_native import RUNTIME, find_tool, run
+from tests.test_native import RUNTIME
+from tests.workshop import find_tool, run
 
-SECONDS = 60
+SECONDS = {"fuzz_gguf": 60, "fuzz_bundle": 15}
 
 
 def fuzzing_compiler(folder: Path) -> str | None:
@@ -48,15 +50,16 @@ def test_a_minute_of_fuzzing_finds_nothing(tmp_path: Path) -> None:
     run(cmake, "--preset", "fuzz", "-B", str(build), *compilers, cwd=RUNTIME)
     run(cmake, "--build", str(build), "--parallel", str(os.cpu_count() or 1), cwd=RUNTIME)
 
-    # A copy: the fuzzer adds what it finds to its corpus.
-    corpus = tmp_path / "corpus"
-    shutil.copytree(RUNTIME / "tests" / "corpus", corpus)
+    # A copy: the fuzzer adds what it finds to its corpus. Bundles need no seeds.
+    shutil.copytree(RUNTIME / "tests" / "corpus", tmp_path / "fuzz_gguf")
+    (tmp_path / "fuzz_bundle").mkdir()
     # Not -rss_limit_mb: libFuzzer reads the peak RSS, which a process inherits from the one that started it,
     # and pytest may have mapped a whole model before. A large allocation is what a hostile length causes.
-    limits = [f"-max_total_time={SECONDS}", "-timeout=10", "-rss_limit_mb=0", "-malloc_limit_mb=256"]
-    limits.append("-print_final_stats=1")
-    fuzzer = build / "tests" / "fuzz_gguf"
-    output = run(str(fuzzer), *limits, f"-artifact_prefix={tmp_path}/", str(corpus), cwd=tmp_path)
-    runs = re.search(r"stat::number_of_executed_units:\s*(\d+)", output)
-    assert runs is not None, output[-2000:]
-    assert int(runs.group(1)) > 1000
+    limits = ["-timeout=10", "-rss_limit_mb=0", "-malloc_limit_mb=256", "-print_final_stats=1"]
+    limits.append(f"-artifact_prefix={tmp_path}/")
+    for name, seconds in SECONDS.items():
+        fuzzer = str(build / "tests" / name)
+        output = run(fuzzer, f"-max_total_time={seconds}", *limits, str(tmp_path / name), cwd=tmp_path)
+        runs = re.search(r"stat::number_of_executed_units:\s*(\d+)", output)
+        assert runs is not None, output[-2000:]
+        assert int(runs.group(1)) > 1000

@@ -50,7 +50,7 @@ def all_pass(folder: Path, tests: str) -> None:
     [
         ("asan-ubsan", "address,undefined", ["all"]),
         # The thread sanitizer costs tenfold, and only the tests with several threads concern it.
-        ("tsan", "thread", ["test_thread_pool", "test_session"]),
+        ("tsan", "thread", ["test_thread_pool", "test_session", "test_cache", "test_reader", "test_stream"]),
     ],
 )
 def test_ctest(preset: str, sanitizer: str, targets: list[str], request: pytest.FixtureRequest) -> None:

@@ -1,10 +1,8 @@
-// The C interface: the only extern "C" and the only place where an exception ends. Below here an error is one.
+// The C interface: with the other capi_*.cpp the only extern "C" and, by capi_calls.h, the only place where an
+// exception ends. Below here an error is one.
 #include <algorithm>
-#include <cstddef>
 #include <cstdlib>
 #include <cstring>
-#include <exception>
-#include <memory>
 #include <new>
 #include <string>
 
@@ -12,6 +10,7 @@
 #include "base/json.h"
 #include "bench/kernel_bench.h"
 #include "build_info.h"
+#include "capi_calls.h"
 #include "gguf/gguf.h"
 #include "kernels/kernels.h"
 #include "model/model.h"
@@ -35,81 +34,12 @@ struct sbr_kernel_bench {
 namespace {
 
 using sbr::Error;
-
-// ---- errors ----
-
-sbr_status report(sbr_error* error, sbr_status status, const char* message) {
-  if (error == nullptr || error->struct_size <= offsetof(sbr_error, message)) return status;
-  const size_t capacity = std::min<size_t>(error->struct_size, sizeof *error) - offsetof(sbr_error, message);
-  const size_t n = std::min(std::strlen(message), capacity - 1);
-  error->status = status;
-  std::memcpy(error->message, message, n);
-  error->message[n] = '\0';
-  return status;
-}
-
-// Runs a call's body; whatever it throws becomes a status and a sentence.
-template <typename Body>
-sbr_status guarded(sbr_error* error, Body body) {
-  try {
-    body();
-    return SBR_OK;
-  } catch (const Error& e) {
-    return report(error, e.status(), e.what());
-  } catch (const std::bad_alloc&) {
-    return report(error, SBR_ERR_MEMORY, "Out of memory");
-  } catch (const std::exception& e) {
-    return report(error, SBR_ERR_INTERNAL, (std::string("Internal error: ") + e.what()).c_str());
-  } catch (...) {
-    return report(error, SBR_ERR_INTERNAL, "Internal error of an unknown kind");
-  }
-}
-
-template <typename T>
-void require(T* pointer, const char* argument) {
-  if (pointer == nullptr) throw Error(SBR_ERR_ARGUMENT, std::string(argument) + " is NULL");
-}
-
-// ---- structs of the caller, which may be older (shorter) or newer (longer) than this library's ----
-
-constexpr uint32_t kSmallestStruct = 2 * sizeof(uint32_t);  // struct_size and one member
-
-uint32_t require_struct(const void* given, const char* argument) {
-  require(given, argument);
-  uint32_t size;
-  std::memcpy(&size, given, sizeof size);
-  if (size < kSmallestStruct) {
-    throw Error(SBR_ERR_ARGUMENT, std::string(argument) + "->struct_size is " + std::to_string(size) +
-                                      "; set it to sizeof(*" + argument + ")");
-  }
-  return size;
-}
-
-// The caller's members over `defaults`. A longer struct may only be used if what this library does not know is zero.
-template <typename T>
-T read_struct(const T* given, const T& defaults, const char* argument) {
-  const uint32_t size = require_struct(given, argument);
-  const auto* bytes = reinterpret_cast<const unsigned char*>(given);
-  for (size_t i = sizeof(T); i < size; ++i) {
-    if (bytes[i] == 0) continue;
-    throw Error(SBR_ERR_ARGUMENT, std::string(argument) +
-                                      " sets members that this version of the library does not know (struct_size " +
-                                      std::to_string(size) + ", known: " + std::to_string(sizeof(T)) + ")");
-  }
-  T value = defaults;
-  std::memcpy(&value, given, std::min<size_t>(size, sizeof(T)));
-  value.struct_size = sizeof(T);
-  return value;
-}
-
-// As much of `value` as the caller has room for; struct_size stays the caller's.
-template <typename T>
-void write_struct(const T& value, T* out) {
-  constexpr size_t first = sizeof(uint32_t);
-  const size_t size = std::min<size_t>(out->struct_size, sizeof(T));
-  std::memcpy(reinterpret_cast<unsigned char*>(out) + first, reinterpret_cast<const unsigned char*>(&value) + first,
-              size - first);
-}
+using sbr::capi::guarded;
+using sbr::capi::read_struct;
+using sbr::capi::require;
+using sbr::capi::require_struct;
+using sbr::capi::require_terminated;
+using sbr::capi::write_struct;
 
 sbr_model_options default_model_options() {
   sbr_model_options options = {};
@@ -145,13 +75,6 @@ std::string make_build_info() {
   json.key("target").string(SBR_BUILD_TARGET);
   json.end_object();
   return json.take();
-}
-
-// A terminated string of a fixed array; the caller may have filled the array to the brim.
-template <size_t N>
-void require_terminated(const char (&text)[N], const char* member) {
-  if (std::memchr(text, '\0', N) == nullptr)
-    throw Error(SBR_ERR_ARGUMENT, std::string(member) + " is not NUL-terminated");
 }
 
 sbr_synth_spec read_spec(const sbr_synth_spec* given) {
@@ -267,6 +190,17 @@ sbr_status sbr_session_create(const sbr_model* model, const sbr_session_options*
   });
 }
 
+sbr_status sbr_session_plan(const sbr_model* model, const sbr_session_options* options, sbr_session_info* out,
+                            sbr_error* error) {
+  return guarded(error, [&] {
+    require(model, "model");
+    require_struct(out, "out");
+    sbr_session_options chosen = default_session_options();
+    if (options != nullptr) chosen = read_struct(options, chosen, "options");
+    write_struct(sbr::Session::plan(model->impl, chosen), out);
+  });
+}
+
 void sbr_session_free(sbr_session* session) { delete session; }
 
 sbr_status sbr_session_get_info(const sbr_session* session, sbr_session_info* out, sbr_error* error) {
@@ -368,10 +302,40 @@ sbr_status sbr_session_get_expert_counts(const sbr_session* session, uint32_t la
   });
 }
 
+sbr_status sbr_session_get_cache_counters(const sbr_session* session, sbr_cache_counters* out, sbr_error* error) {
+  return guarded(error, [&] {
+    require(session, "session");
+    require_struct(out, "out");
+    write_struct(session->impl.cache_counters(), out);
+  });
+}
+
 sbr_status sbr_session_reset_counters(sbr_session* session, sbr_error* error) {
   return guarded(error, [&] {
     require(session, "session");
     session->impl.reset_counters();
+  });
+}
+
+// ---- routing ----
+
+sbr_status sbr_session_get_routing(const sbr_session* session, uint16_t* experts, uint64_t capacity, uint64_t* n_tokens,
+                                   sbr_error* error) {
+  return guarded(error, [&] {
+    require(session, "session");
+    if (capacity != 0) require(experts, "experts");
+    const uint64_t n = session->impl.n_recorded();
+    const uint64_t written = std::min(capacity, n) * session->impl.experts_per_token();
+    std::copy_n(session->impl.recorded().begin(), written, experts);
+    if (n_tokens != nullptr) *n_tokens = n;
+  });
+}
+
+sbr_status sbr_session_replay_routing(sbr_session* session, const uint16_t* experts, uint64_t n_tokens,
+                                      sbr_error* error) {
+  return guarded(error, [&] {
+    require(session, "session");
+    session->impl.replay_routing(experts, n_tokens);
   });
 }
 

@@ -1,9 +1,7 @@
 #include "session.h"
 
 #include <algorithm>
-#include <cmath>
 #include <cstring>
-#include <limits>
 #include <string>
 
 #include "base/error.h"
@@ -12,122 +10,74 @@
 namespace sbr {
 namespace {
 
-constexpr uint32_t kMaxThreads = 256;
-constexpr uint32_t kMaxBatch = 4096;
-
-[[noreturn]] void bad_option(const std::string& option, const std::string& problem) {
-  throw Error(SBR_ERR_ARGUMENT, "options." + option + " " + problem);
+std::unique_ptr<CachedExperts> make_cached_experts(const Model& model, const SessionSettings& settings) {
+  const Bundle* bundle = model.bundle();
+  if (bundle == nullptr || bundle->kind() != SBR_BUNDLE_EXPERTS) return nullptr;
+  const bool guesses = settings.prefetch == SBR_PREFETCH_NEXT_LAYER;
+  return std::make_unique<CachedExperts>(*bundle, model.config(), settings.cache, guesses);
 }
 
-const Kernels& choose_kernels(uint32_t isa) {
-  const Kernels* kernels = kernels_for(isa);
-  if (kernels == nullptr) {
-    std::string known;
-    for (size_t i = 0; i < kernels_count(); ++i) {
-      known += (i == 0 ? "" : ", ") + std::to_string(kernels_at(i)->isa) + " " + kernels_at(i)->name;
-    }
-    throw Error(SBR_ERR_UNSUPPORTED, "options.isa is " + std::to_string(isa) +
-                                         ", which this library does not contain (it has: " + known + ")");
+std::unique_ptr<LayerStream> make_layer_stream(const Model& model, const SessionSettings& settings) {
+  const Bundle* bundle = model.bundle();
+  if (bundle == nullptr || bundle->kind() != SBR_BUNDLE_LAYERS) return nullptr;
+  const StreamOptions options = {settings.cache.bytes, settings.cache.verify, settings.cache.reader};
+  return std::make_unique<LayerStream>(*bundle, model.weights(), options);
+}
+
+SessionSettings require_cache(const Model& model, SessionSettings settings) {
+  if (settings.cache.bytes < settings.cache_bytes_min) {
+    throw Error(SBR_ERR_ARGUMENT, "options.cache_bytes is " + std::to_string(settings.cache.bytes) + ", but at least " +
+                                      std::to_string(settings.cache_bytes_min) + " are needed: what one unit of " +
+                                      model.bundle()->path() + " takes");
   }
-  if (!kernels_supported(kernels)) {
-    throw Error(SBR_ERR_UNSUPPORTED, std::string("options.isa asks for ") + kernels->name +
-                                         ", which this CPU cannot run (it needs " + kernels_requires(kernels) + ")");
-  }
-  return *kernels;
-}
-
-Switches choose_switches(const Model& model, const sbr_session_options& options) {
-  if (options.sparse_ffn != 0 && !model.config().relu_experts()) {
-    throw Error(SBR_ERR_UNSUPPORTED, "options.sparse_ffn needs ReLU experts, which architecture " +
-                                         model.config().architecture + " does not have");
-  }
-  if (options.sparse_lm_head != 0 && model.weights().predictor_rank == 0) {
-    throw Error(SBR_ERR_UNSUPPORTED,
-                "options.sparse_lm_head needs a predictor, and the file has no tensor lm_head_profiler.weight");
-  }
-  if (options.sparse_ffn != 0 && !model.gathers_up())
-    throw Error(SBR_ERR_ARGUMENT,
-                "options.sparse_ffn: the model was repacked without SBR_GATHER_UP; load it with that");
-  if (options.sparse_lm_head != 0 && !model.gathers_output())
-    throw Error(SBR_ERR_ARGUMENT,
-                "options.sparse_lm_head: the model was repacked without SBR_GATHER_OUTPUT; load it with that");
-  if (std::isnan(options.lm_head_threshold)) bad_option("lm_head_threshold", "is not a number");
-  if (options.lm_head_skipped > SBR_SKIPPED_ZERO)
-    bad_option("lm_head_skipped", "is " + std::to_string(options.lm_head_skipped) + ", expected 0 or 1");
-  Switches switches;
-  switches.sparse_lm_head = options.sparse_lm_head != 0;
-  switches.lm_head_threshold = options.lm_head_threshold;
-  switches.lm_head_skipped =
-      options.lm_head_skipped == SBR_SKIPPED_ZERO ? 0.0f : -std::numeric_limits<float>::infinity();
-  switches.timing = options.phase_timing != 0;
-  return switches;
-}
-
-SparsityChoice choose_sparsity(const Model& model, const sbr_session_options& options) {
-  if (options.sparse_ffn > SBR_SPARSE_FFN_AUTO) {
-    bad_option("sparse_ffn", "is " + std::to_string(options.sparse_ffn) + ", expected 0 (off), 1 (on) or 2 (auto)");
-  }
-  return {model.config().n_layer, options.sparse_ffn == SBR_SPARSE_FFN_AUTO, options.sparse_ffn == 1};
-}
-
-bool choose_measured_split(const sbr_session_options& options) {
-  if (options.row_split > SBR_SPLIT_EQUAL)
-    bad_option("row_split", "is " + std::to_string(options.row_split) + ", expected 0 (measured) or 1 (equal)");
-  return options.row_split == SBR_SPLIT_MEASURED;
-}
-
-uint32_t choose_threads(const sbr_session_options& options) {
-  if (options.n_threads == 0) return static_cast<uint32_t>(allowed_cpus().size());  // however many there are
-  if (options.n_threads > kMaxThreads)
-    bad_option("n_threads", "is " + std::to_string(options.n_threads) + ", more than " + std::to_string(kMaxThreads));
-  return options.n_threads;
-}
-
-std::vector<uint32_t> choose_cpus(const sbr_session_options& options) {
-  if (options.cpus == nullptr && options.n_cpus != 0)
-    bad_option("cpus", "is NULL, but options.n_cpus is " + std::to_string(options.n_cpus));
-  if (options.cpus == nullptr) return {};
-  if (options.n_cpus == 0) bad_option("n_cpus", "is 0, but options.cpus is set");
-  return std::vector<uint32_t>(options.cpus, options.cpus + options.n_cpus);
-}
-
-uint32_t choose_context(const sbr_session_options& options) {
-  if (options.n_ctx == 0 || options.n_ctx > (1u << 24))
-    bad_option("n_ctx", "is " + std::to_string(options.n_ctx) + ", expected 1 to 16777216");
-  return options.n_ctx;
-}
-
-uint32_t choose_batch(const sbr_session_options& options) {
-  if (options.n_batch == 0) bad_option("n_batch", "is 0");
-  if (options.n_batch > kMaxBatch)
-    bad_option("n_batch", "is " + std::to_string(options.n_batch) + ", more than " + std::to_string(kMaxBatch));
-  return std::min(options.n_batch, options.n_ctx);
-}
-
-uint32_t choose_kv_type(const sbr_session_options& options) {
-  if (options.kv_type != SBR_TYPE_F16 && options.kv_type != SBR_TYPE_F32) {
-    bad_option("kv_type", "is " + std::to_string(options.kv_type) + ", expected 1 (f16) or 0 (f32)");
-  }
-  return options.kv_type;
+  return settings;
 }
 
 }  // namespace
 
 Session::Session(const Model& model, const sbr_session_options& options)
+    : Session(model, require_cache(model, choose_settings(model, options))) {}
+
+Session::Session(const Model& model, const SessionSettings& settings)
     : model_(model),
-      kernels_(choose_kernels(options.isa)),
-      switches_(choose_switches(model, options)),
-      sparsity_{choose_sparsity(model, options), choose_sparsity(model, options)},
-      sparse_ffn_(options.sparse_ffn != 0),
-      n_batch_(choose_batch(options)),
-      pool_(choose_threads(options), choose_cpus(options)),
-      kv_(model.config(), choose_context(options), choose_kv_type(options), options.kv_touch != 0),
+      kernels_(*settings.kernels),
+      switches_(settings.switches),
+      sparsity_{{model.config().n_layer, settings.sparse_ffn_auto, settings.sparse_ffn},
+                {model.config().n_layer, settings.sparse_ffn_auto, settings.sparse_ffn}},
+      sparse_ffn_(settings.sparse_ffn),
+      n_batch_(settings.n_batch),
+      cache_bytes_min_(settings.cache_bytes_min),
+      cache_policy_(settings.cache.policy),
+      prefetch_(settings.prefetch),
+      record_routing_(settings.record_routing),
+      pool_(settings.n_threads, settings.cpus),
+      kv_(model.config(), settings.n_ctx, settings.kv_type, settings.kv_touch),
       workspace_(make_workspace(model.config(), model.weights(), n_batch_, kv_.n_ctx(), pool_.size())),
       tallies_(pool_.size()),
-      balance_{{pool_.size(), choose_measured_split(options)}, {pool_.size(), choose_measured_split(options)}},
+      balance_{{pool_.size(), settings.measured_split}, {pool_.size(), settings.measured_split}},
       work_ns_(pool_.size()),
-      expert_counts_(size_t{model.config().n_layer} * model.config().n_expert) {
+      expert_counts_(size_t{model.config().n_layer} * model.config().n_expert),
+      cached_(make_cached_experts(model, settings)),
+      stream_(make_layer_stream(model, settings)) {
   reset_counters();
+}
+
+sbr_session_info Session::plan(const Model& model, const sbr_session_options& options) {
+  const SessionSettings settings = choose_settings(model, options);
+  sbr_session_info info = {};
+  info.struct_size = sizeof info;
+  info.n_threads = settings.n_threads;
+  info.n_ctx = settings.n_ctx;
+  info.n_batch = settings.n_batch;
+  info.kv_bytes = KvCache::bytes_for(model.config(), settings.n_ctx, settings.kv_type);
+  info.scratch_bytes =
+      make_workspace(model.config(), model.weights(), settings.n_batch, settings.n_ctx, settings.n_threads, false)
+          .bytes();
+  if (const Bundle* bundle = model.bundle(); bundle != nullptr) {
+    info.cache_bytes = settings.cache.bytes / bundle->unit_bytes() * bundle->unit_bytes();
+    info.cache_bytes_min = settings.cache_bytes_min;
+  }
+  return info;
 }
 
 sbr_session_info Session::info() const {
@@ -146,6 +96,15 @@ sbr_session_info Session::info() const {
   info.n_past = n_past_;
   info.kv_bytes = kv_.bytes();
   info.scratch_bytes = workspace_.bytes();
+  if (model_.bundle() == nullptr) return info;
+  const ReaderInfo reader = cached_ != nullptr ? cached_->cache().reader() : stream_->reader();
+  info.cache_bytes = cached_ != nullptr ? cached_->cache().bytes() : stream_->bytes();
+  info.cache_units = static_cast<uint32_t>(info.cache_bytes / model_.bundle()->unit_bytes());
+  info.cache_bytes_min = cache_bytes_min_;
+  info.cache_policy = cache_policy_;
+  info.io = reader.kind;
+  info.io_direct = reader.direct ? SBR_DIRECT_ON : SBR_DIRECT_OFF;
+  info.prefetch = prefetch_;
   return info;
 }
 
@@ -166,6 +125,9 @@ void Session::require_tokens(const int32_t* tokens, uint32_t n_tokens) const {
 sbr_interval Session::evaluate(const int32_t* tokens, uint32_t n_tokens, LogitsOf logits_of, bool decode, float* logits,
                                uint32_t restart) {
   const size_t kind = n_tokens > 1;
+  const uint64_t recorded = recorded_.size();
+  const Routing routing = routing_of(n_tokens);
+  if (stream_ != nullptr) stream_->begin_step(pool_.size());
   Step step = {model_.config(),
                model_.weights(),
                kernels_,
@@ -178,20 +140,28 @@ sbr_interval Session::evaluate(const int32_t* tokens, uint32_t n_tokens, LogitsO
                workspace_,
                tallies_,
                expert_counts_.data(),
+               routing,
+               cached_.get(),
                cancel_,
                tokens,
                n_tokens,
                n_past_,
                logits_of,
                decode,
-               logits};
+               logits,
+               false,
+               false,
+               stream_.get()};
   sbr_interval interval;
   interval.begin_ns = Worker::now();
   const bool done = forward(step);
   interval.end_ns = Worker::now();
   ns_total_ += interval.end_ns - interval.begin_ns;
+  if (stream_ != nullptr) stream_->end_step(done);
   if (!done) {
     n_past_ = restart;
+    recorded_.resize(recorded);
+    if (step.failed) throw_failure();
     cancel_.store(false, std::memory_order_relaxed);
     throw Error(SBR_ERR_CANCELLED, "The evaluation was cancelled");
   }
@@ -199,6 +169,15 @@ sbr_interval Session::evaluate(const int32_t* tokens, uint32_t n_tokens, LogitsO
   n_past_ += n_tokens;
   n_evaluated_ += n_tokens;
   return interval;
+}
+
+// A unit could not be read, or is not what was written.
+void Session::throw_failure() {
+  if (stream_ != nullptr) stream_->throw_failure();
+  UnitCache& cache = cached_->cache();
+  const Error error(cache.failure_status(), cache.failure());
+  cache.clear_failure();
+  throw error;
 }
 
 // What the step that has just ended says about the next ones like it.
@@ -309,6 +288,58 @@ const uint64_t* Session::expert_counts(uint32_t layer) const {
   return expert_counts_.data() + size_t{layer} * model_.config().n_expert;
 }
 
+sbr_cache_counters Session::cache_counters() const {
+  if (cached_ != nullptr) return cached_->counters();
+  if (stream_ != nullptr) return stream_->counters();
+  return {};
+}
+
+void Session::require_experts() const {
+  if (model_.config().n_expert == 0) throw Error(SBR_ERR_ARGUMENT, "The model has no experts, so there is no routing");
+}
+
+uint64_t Session::n_recorded() const {
+  require_experts();
+  if (!record_routing_)
+    throw Error(SBR_ERR_STATE, "The session records no routing; create it with options.record_routing");
+  return recorded_.size() / experts_per_token();
+}
+
+void Session::replay_routing(const uint16_t* experts, uint64_t n_tokens) {
+  require_experts();
+  if (experts == nullptr) {
+    forced_.clear();
+    return;
+  }
+  const Config& c = model_.config();
+  if (n_tokens == 0) throw Error(SBR_ERR_ARGUMENT, "n_tokens is 0");
+  if (n_tokens > SIZE_MAX / sizeof(uint16_t) / experts_per_token()) throw std::bad_alloc();
+  const size_t n = n_tokens * experts_per_token();
+  for (size_t i = 0; i < n; ++i) {
+    if (experts[i] < c.n_expert && (i % c.n_expert_used == 0 || experts[i - 1] < experts[i])) continue;
+    throw Error(SBR_ERR_ARGUMENT, "experts: token " + std::to_string(i / experts_per_token()) + ", layer " +
+                                      std::to_string(i / c.n_expert_used % c.n_layer) + " names expert " +
+                                      std::to_string(experts[i]) + "; each set must ascend and be below " +
+                                      std::to_string(c.n_expert));
+  }
+  forced_.assign(experts, experts + n);
+}
+
+// For a step of n_tokens; makes room for what it will record.
+Routing Session::routing_of(uint32_t n_tokens) {
+  Routing routing;
+  if (!forced_.empty()) {
+    routing.forced = forced_.data();
+    routing.n_forced = forced_.size() / experts_per_token();
+  }
+  if (record_routing_) {
+    const size_t before = recorded_.size();
+    recorded_.resize(before + n_tokens * experts_per_token());
+    routing.record = recorded_.data() + before;
+  }
+  return routing;
+}
+
 void Session::reset_counters() {
   for (Tally& tally : tallies_) {
     tally = Tally();
@@ -316,6 +347,9 @@ void Session::reset_counters() {
     tally.neurons_active.assign(model_.config().n_layer, 0);
   }
   std::fill(expert_counts_.begin(), expert_counts_.end(), uint64_t{0});
+  if (cached_ != nullptr) cached_->reset_counters();
+  if (stream_ != nullptr) stream_->reset_counters();
+  recorded_.clear();
   n_evaluated_ = 0;
   ns_total_ = 0;
 }

@@ -10,6 +10,7 @@
     spool DIR --forget                    Receipt lines -> nothing; removes what the host has
     capture [--path DIR] [--root DIR]     -> one Capture line: the machine, or the tree below DIR
     make                                  MakeRequest -> Progress lines, then one ModelFile line
+    bundle                                BundleRequest -> Progress lines, then one ModelFile line
     digest                                MakeRequest (path only) -> Progress lines, then one ModelFile line
     rooflines                             LimitsRequest -> one LimitResult line per probe
     describe                              MakeRequest (path, library) -> one ModelHeader line
@@ -18,9 +19,9 @@
     clean                                 CleanRequest -> one CleanResult line
 
 Messages are described in wire.py; logs go to stderr. Exit codes: 0 when the answer was printed (a failed
-run is an answer: see its status), 1 when ``make`` or ``digest`` ended with another status than "ok" or the
-following of a detached job ended before it, 2 for unreadable input, 74 when the spool cannot be used, 75 when
-somebody else has the board.
+run is an answer: see its status), 1 when ``make``, ``bundle`` or ``digest`` ended with another status than
+"ok" or the following of a detached job ended before it, 2 for unreadable input, 74 when the spool cannot be
+used, 75 when somebody else has the board.
 """
 
 import argparse
@@ -31,6 +32,7 @@ from pathlib import Path
 from typing import Any, List, Optional, Type
 
 from . import (
+    bundle_file,
     capture,
     compiling,
     describe,
@@ -38,6 +40,7 @@ from . import (
     housekeeping,
     lease,
     limits,
+    memscope,
     model_file,
     probe,
     sbr,
@@ -76,7 +79,7 @@ def _run(args: argparse.Namespace) -> int:
         boot_id = args.boot_id or lease.boot_id()
         return follow.run(follow.Request(Spool(args.spool), args.owner, args.wait, boot_id))
     job = _input(wire.JobSpec)
-    line = wire.dumps(supervise.run_job(job)) + "\n"
+    line = wire.dumps(supervise.run_job(job, in_scope=args.in_scope)) + "\n"
     if args.record_file:
         append_line(args.record_file, line)
     try:
@@ -117,7 +120,7 @@ def append_line(path: str, line: str) -> None:
 
 
 def _model(args: argparse.Namespace) -> int:
-    request = _input(wire.MakeRequest)
+    request: Any = _input(wire.BundleRequest if args.command == "bundle" else wire.MakeRequest)
     stopped_by: List[int] = []
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda number, _frame: stopped_by.append(number))
@@ -128,13 +131,17 @@ def _model(args: argparse.Namespace) -> int:
     try:
         if args.command == "digest":
             result = model_file.digest(request.path, _print, stop)
+        elif args.command == "bundle":
+            result = bundle_file.make(sbr.load(request.library), request, _print, stop)
         elif request.spec is None:
             raise wire.WireError("MakeRequest.spec: missing")
         else:
             result = model_file.make(sbr.load(request.library), request.spec, request.path, _print, stop)
     except model_file.Cancelled as error:
         result = wire.ModelFile("cancelled", request.path, str(error))
-    except (sbr.NativeError, OSError, MemoryError) as error:
+    except wire.WireError:
+        raise
+    except (sbr.NativeError, OSError, ValueError, MemoryError) as error:
         status, detail = supervise.status_of(error)
         result = wire.ModelFile(status, request.path, detail)
     _print(result)
@@ -171,6 +178,8 @@ def main(argv: Optional[List[str]] = None) -> int:
     command.add_argument("--owner", default="", help="who submits it, for whoever finds the board busy")
     command.add_argument("--wait", type=float, default=0.0, help="seconds to wait for a busy board (0)")
     command.add_argument("--boot-id", default="", help="which boot this is (default: what the kernel says)")
+    # For ourselves (memscope.py).
+    command.add_argument(memscope.FLAG, action="store_true", help=argparse.SUPPRESS)
     command.set_defaults(run=_run)
     command = commands.add_parser("spool", help="jobs that were detached")
     command.add_argument("directory", help="as in run --spool")
@@ -178,7 +187,11 @@ def main(argv: Optional[List[str]] = None) -> int:
     what.add_argument("--list", action="store_true", help="what lies there")
     what.add_argument("--forget", action="store_true", help="remove the jobs of the receipts on stdin")
     command.set_defaults(run=_spool)
-    for name, text in (("make", "write a synthetic model"), ("digest", "hash a model file once")):
+    for name, text in (
+        ("make", "write a synthetic model"),
+        ("bundle", "write the bundle of a model"),
+        ("digest", "hash a model file once"),
+    ):
         commands.add_parser(name, help=text).set_defaults(run=_model)
     commands.add_parser("rooflines", help="measure the machine's limits").set_defaults(run=_rooflines)
     commands.add_parser("describe", help="what a GGUF file's header says").set_defaults(run=describe.run)

@@ -1,5 +1,5 @@
 """Waiting for a child process: its pipes are read until it is dead, it is killed at its deadline or when we
-are told to stop, and the machine is looked at meanwhile (:mod:`stbench.agent.sampler`)."""
+are told to stop, and who watches it is given the time for that (:mod:`.sampler`, :mod:`.memlimit`)."""
 
 import collections
 import json
@@ -8,9 +8,7 @@ import select
 import signal
 import sys
 import time
-from typing import Any, Deque, Dict, List, Optional, Tuple
-
-from .sampler import Sampler
+from typing import Any, Deque, Dict, List, Protocol, Sequence, Tuple
 
 _LOG_LINES = 12
 # Of a Python stack, innermost first, so many lines.
@@ -18,6 +16,36 @@ _LOG_FRAMES = 2
 _LOG_LINE_CHARS = 300
 # How long output of a dead child's own children is waited for, seconds.
 _DRAIN_S = 0.5
+
+
+class Watcher(Protocol):
+    """Somebody who looks at a child now and then."""
+
+    def pause(self, limit: float) -> float:
+        """Seconds until the next look, at most ``limit``."""
+        ...
+
+    def look(self) -> None:
+        """A look, if it is due."""
+        ...
+
+    def told(self, data: bytes) -> None:
+        """What the child reported just now."""
+        ...
+
+
+def phases_told(data: bytes) -> Tuple[List[str], bytes]:
+    """The phases that a piece of a report names, and its last line as far as it came."""
+    *lines, rest = data.split(b"\n")
+    found = []
+    for line in lines:
+        if line.startswith(b'{"phase"'):
+            try:
+                found.append(str(json.loads(line.decode())["phase"]))
+            except ValueError:
+                continue
+    # Of long parts the beginning says enough.
+    return found, rest[:64]
 
 
 class Signals:
@@ -54,13 +82,13 @@ class Loop:
     """Reads a child's pipes until it is dead, killing it at the deadline or when we are told to stop."""
 
     def __init__(
-        self, pid: int, results: int, log: int, signals: Signals, sampler: Optional[Sampler] = None
+        self, pid: int, results: int, log: int, signals: Signals, watchers: Sequence[Watcher] = ()
     ) -> None:
         self._pid = pid
         self._results_fd = results
         self._log_fd = log
         self._signals = signals
-        self._sampler = sampler
+        self._watchers = watchers
         self._results = bytearray()
         self._lines: Deque[bytes] = collections.deque(maxlen=_LOG_LINES)
         self._partial = b""
@@ -70,7 +98,7 @@ class Loop:
     def run(self, deadline: float) -> Tuple[int, bool]:
         """(wait status, killed because of the deadline). Closes both pipes."""
         timed_out = killed = False
-        status: Optional[int] = None
+        status = None
         while status is None:
             left = deadline - time.monotonic()
             if not killed and (left <= 0 or self._signals.cancelled_by):
@@ -78,9 +106,11 @@ class Loop:
                 killed = True
                 self._kill()
             pause = 0.2 if killed else min(max(left, 0.0), 60.0)
-            self._read(self._sampler.pause(pause) if self._sampler is not None else pause)
-            if self._sampler is not None:
-                self._sampler.look()
+            for watcher in self._watchers:
+                pause = watcher.pause(pause)
+            self._read(pause)
+            for watcher in self._watchers:
+                watcher.look()
             waited, wait_status = os.waitpid(self._pid, os.WNOHANG)
             if waited:
                 status = wait_status
@@ -109,8 +139,8 @@ class Loop:
                 continue
             if descriptor == self._results_fd:
                 self._results += data
-                if self._sampler is not None:
-                    self._sampler.told(data)
+                for watcher in self._watchers:
+                    watcher.told(data)
             elif descriptor == self._log_fd:
                 self._log(data)
             if not data:

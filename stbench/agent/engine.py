@@ -1,11 +1,23 @@
 """What :mod:`stbench.agent.measure` asks of an engine that evaluates tokens."""
 
-from typing import Any, Dict, List, NamedTuple, Protocol, Sequence, Tuple
+from typing import Any, Dict, List, NamedTuple, Optional, Protocol, Sequence, Tuple
 
-from .wire import Effective, ModelRef, ModelShape, PhaseCounters, Settings
+from .routing import Routing
+from .wire import (
+    CacheCounters,
+    CacheUse,
+    Effective,
+    MemoryAccount,
+    ModelRef,
+    ModelShape,
+    PhaseCounters,
+    Settings,
+)
 
 # Names of PhaseCounters are names of sbr_counters.
 COUNTER_NAMES = tuple(PhaseCounters.__annotations__)
+# The same of CacheCounters and sbr_cache_counters.
+CACHE_COUNTER_NAMES = tuple(CacheCounters.__annotations__)
 
 
 class Prefill(NamedTuple):
@@ -72,6 +84,28 @@ class Engine(Protocol):
 
     def counters(self) -> Tuple[PhaseCounters, List[Tuple[int, int]]]:
         """Sums since the last reset, and neurons (examined, active) per layer."""
+        ...
+
+    def cache_counters(self) -> Optional[CacheCounters]:
+        """The cache's, since the last reset; None without one."""
+        ...
+
+    def cache_use(self, prefill: CacheCounters, decode: CacheCounters) -> CacheUse:
+        """The cache that is there, with the counters of both phases. Only with a cache."""
+        ...
+
+    def account(self, n_tokens: int) -> MemoryAccount:
+        """What is kept in memory, ``n_tokens`` having been evaluated."""
+        ...
+
+    def routing(self) -> Optional[Routing]:
+        """Experts chosen since the last reset of counters; None without tokens or experts. Only where
+        settings say to record it."""
+        ...
+
+    def shift_replay(self, tokens: int) -> None:
+        """From now on the token at position p replays that at position p - ``tokens`` of the trace, which
+        begins again at its end; nothing where none is replayed."""
         ...
 
     def close(self) -> None:

@@ -7,12 +7,22 @@ Programs that time themselves (llama-bench, an external command) do not fit
 import os
 from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
 
-from . import affinity, sbr
-from .engine import COUNTER_NAMES, Decode, Engine, Prefill
+from . import affinity, cachesize, replay, sbr
+from .engine import CACHE_COUNTER_NAMES, COUNTER_NAMES, Decode, Engine, Prefill
 from .fake import FakeEngine
 from .loading import REPACK, choose_load
+from .routing import Routing
 from .sbr import _abi
-from .wire import Effective, ModelRef, ModelShape, PhaseCounters, Settings
+from .wire import (
+    CacheCounters,
+    CacheUse,
+    Effective,
+    MemoryAccount,
+    ModelRef,
+    ModelShape,
+    PhaseCounters,
+    Settings,
+)
 
 
 class SbrEngine:
@@ -27,6 +37,10 @@ class SbrEngine:
         self._settings = Settings()
         self._allowed = os.sched_getaffinity(0)
         self._load = self._load_note = ""
+        self._digest = ""
+        # The size of the cache once it is known, and the trace that is replayed.
+        self._chosen: Optional[cachesize.Chosen] = None
+        self._replayed: Optional[Routing] = None
 
     def build_info(self) -> Dict[str, Any]:
         """See :class:`stbench.agent.engine.Engine`."""
@@ -38,7 +52,14 @@ class SbrEngine:
 
     def open(self, model: ModelRef, settings: Settings) -> ModelShape:
         """See :class:`stbench.agent.engine.Engine`."""
-        self._load, self._load_note = choose_load(settings.load, model.path)
+        if settings.cache and not settings.bundle:
+            raise ValueError("the job asks for a cache and names no bundle to read units from")
+        self._load, self._load_note = choose_load(
+            settings.load,
+            model.path,
+            limit_bytes=settings.memory_limit_bytes,
+            cached=bool(settings.cache),
+        )
         self._model = sbr.Model(
             self._library,
             model.path,
@@ -47,8 +68,11 @@ class SbrEngine:
             populate=settings.populate,
             sparse_ffn=settings.sparse_ffn,
             sparse_lm_head=settings.sparse_lm_head,
+            bundle=settings.bundle if settings.cache else "",
+            digest=model.digest,
         )
-        self._settings = settings
+        self._settings, self._digest = settings, model.digest
+        self._replayed = replay.loaded(settings, self._model.info)
         self._session = self._new_session(self._model, settings.threads, settings.cpus)
         info = self._model.info
         return ModelShape(
@@ -72,19 +96,45 @@ class SbrEngine:
 
     def _new_session(self, model: sbr.Model, threads: int, cpus: Sequence[int]) -> sbr.Session:
         settings = self._settings
-        return sbr.Session(
-            model,
-            n_threads=threads,
-            cpus=cpus,
-            isa=settings.isa,
-            n_ctx=settings.n_ctx,
-            n_batch=settings.n_batch,
-            kv_type=settings.kv_type,
-            kv_touch=settings.kv_touch,
-            sparse_ffn="auto" if settings.sparse_ffn and settings.sparse_ffn_auto else settings.sparse_ffn,
-            sparse_lm_head=settings.sparse_lm_head,
-            lm_head_threshold=settings.lm_head_threshold,
+        options: Dict[str, Any] = {
+            "n_threads": threads,
+            "cpus": cpus,
+            "isa": settings.isa,
+            "n_ctx": settings.n_ctx,
+            "n_batch": settings.n_batch,
+            "kv_type": settings.kv_type,
+            "kv_touch": settings.kv_touch,
+            "sparse_ffn": "auto" if settings.sparse_ffn and settings.sparse_ffn_auto else settings.sparse_ffn,
+            "sparse_lm_head": settings.sparse_lm_head,
+            "lm_head_threshold": settings.lm_head_threshold,
+            "record_routing": bool(settings.record_routing) and model.info.n_expert > 0,
+        }
+        if settings.cache:
+            options.update(
+                cache_policy=settings.cache_policy,
+                io=settings.io,
+                io_direct=settings.io_direct,
+                prefetch=settings.prefetch,
+            )
+            if self._chosen is None:
+                self._chosen = self._choose_cache(model, options)
+            options["cache_bytes"] = self._chosen.bytes
+        session = sbr.Session(model, **options)
+        if self._replayed is not None:
+            session.replay_routing(self._replayed.experts)
+        return session
+
+    def _choose_cache(self, model: sbr.Model, options: Dict[str, Any]) -> cachesize.Chosen:
+        planned = sbr.plan_session(model, **dict(options, cache_bytes=model.info.bundle_bytes))
+        needs = cachesize.Needs(
+            kv_bytes=int(planned.kv_bytes),
+            scratch_bytes=int(planned.scratch_bytes),
+            minimum=int(planned.cache_bytes_min),
+            unit_bytes=int(model.info.unit_bytes),
+            total_bytes=int(model.info.bundle_bytes),
         )
+        there = cachesize.room(self._settings.memory_limit_bytes)
+        return cachesize.choose(self._settings.cache, needs, there, model.n_vocab)
 
     def use_threads(self, threads: int, cpus: Sequence[int]) -> None:
         """See :class:`stbench.agent.engine.Engine`."""
@@ -93,6 +143,10 @@ class SbrEngine:
         os.sched_setaffinity(0, self._allowed)
         key = (threads, *cpus)
         if key not in self._sessions:
+            if self._settings.cache and self._session is not None:
+                # Each session has a cache of its own, and two of the largest that fits do not fit.
+                self._session.close()
+                self._sessions = {}
             self._sessions[key] = self._new_session(model, threads, cpus)
         self._session = self._sessions[key]
         self._session.rewind(0)
@@ -164,6 +218,58 @@ class SbrEngine:
             **{name: getattr(native, name) for name in COUNTER_NAMES}
         ), session.layer_counters()
 
+    def cache_counters(self) -> Optional[CacheCounters]:
+        """See :class:`stbench.agent.engine.Engine`."""
+        if not self._settings.cache:
+            return None
+        native = self._opened()[1].cache_counters()
+        return CacheCounters(**{name: getattr(native, name) for name in CACHE_COUNTER_NAMES})
+
+    def cache_use(self, prefill: CacheCounters, decode: CacheCounters) -> CacheUse:
+        """See :class:`stbench.agent.engine.Engine`."""
+        model, session = self._opened()
+        info = session.info()
+        return CacheUse(
+            kind=sbr.BUNDLE_KINDS.get(model.info.bundle_kind, str(model.info.bundle_kind)),
+            bundle=self._settings.bundle,
+            bytes=info.cache_bytes,
+            bytes_min=info.cache_bytes_min,
+            units=info.cache_units,
+            unit_bytes=model.info.unit_bytes,
+            total_bytes=model.info.bundle_bytes,
+            policy=_word(sbr.POLICIES, info.cache_policy),
+            io=_word(sbr.IO_KINDS, info.io),
+            direct=info.io_direct == _abi.DIRECT_ON,
+            prefetch=_word(sbr.PREFETCH_MODES, info.prefetch),
+            prefill=prefill,
+            decode=decode,
+            chosen=self._chosen.why if self._chosen is not None else "",
+        )
+
+    def account(self, n_tokens: int) -> MemoryAccount:
+        """See :class:`stbench.agent.engine.Engine`."""
+        model, session = self._opened()
+        info = session.info()
+        used = info.n_ctx if self._settings.kv_touch else min(n_tokens, info.n_ctx)
+        return MemoryAccount(
+            model_file=model.info.file_bytes,
+            weights=model.info.anonymous_bytes,
+            kv_allocated=info.kv_bytes,
+            kv_touched=info.kv_bytes * used // max(info.n_ctx, 1),
+            scratch=info.scratch_bytes,
+            cache=info.cache_bytes,
+        )
+
+    def routing(self) -> Optional[Routing]:
+        """See :class:`stbench.agent.engine.Engine`."""
+        model, session = self._opened()
+        return replay.recorded(session, model.info, self._digest) if model.info.n_expert else None
+
+    def shift_replay(self, tokens: int) -> None:
+        """See :class:`stbench.agent.engine.Engine`."""
+        if self._replayed is not None:
+            self._opened()[1].replay_routing(replay.shifted(self._replayed, tokens).experts)
+
     def close(self) -> None:
         """See :class:`stbench.agent.engine.Engine`."""
         if self._model is not None:
@@ -180,6 +286,11 @@ def _sparsity(session: sbr.Session) -> str:
         return reach
     chosen = session.sparse_layers()
     return "auto: %s in %d of %d layers" % (reach, sum(chosen), len(chosen))
+
+
+def _word(names: Dict[str, int], number: int) -> str:
+    """What a person types for a number of the header."""
+    return next((name for name, known in names.items() if known == number), str(number))
 
 
 def _rows(block: Any, n_rows: int, n_vocab: int) -> List[Any]:

@@ -19,6 +19,7 @@ It reads options from the model's name, ``fake:crash`` or ``fake:load=0.1,step=2
 ``scale=N``        steps are shorter with more threads, up to N, and a tenth longer with each beyond that
 ``slow=CPU``       CPUs with smaller numbers than this take five times as long, and all threads wait for them
 ``absent=CPU``     refuses to run on this CPU
+``unit=BYTES``     size of one of its 64 units, of which a cache takes four at least (65536)
 =================  ==========================================================================================
 """
 
@@ -29,14 +30,30 @@ import struct
 import sys
 import time
 from array import array
-from typing import Any, Dict, List, Sequence, Tuple
+from typing import Any, Dict, List, Optional, Sequence, Tuple
 
-from .engine import COUNTER_NAMES, Decode, Prefill
+from . import cachesize
+from .engine import CACHE_COUNTER_NAMES, COUNTER_NAMES, Decode, Prefill
+from .routing import Routing
 from .sbr import NativeError, _abi
-from .wire import Effective, JobSpec, ModelRef, ModelShape, PhaseCounters, Settings
+from .wire import (
+    CacheCounters,
+    CacheUse,
+    Effective,
+    JobSpec,
+    MemoryAccount,
+    ModelRef,
+    ModelShape,
+    PhaseCounters,
+    Settings,
+)
 
 # What a quiet machine's brackets are made up to say, GB/s.
 _QUIET_GB_PER_S = 20.0
+
+# A made-up bundle: 2 layers of 32 experts, 4 of which a token uses.
+_UNITS, _LAYERS, _USED, _UNIT_BYTES = 64, 2, 4, 65536
+_KV_BYTES, _SCRATCH_BYTES = 64, 4096
 
 
 def gb_per_s(job: JobSpec, after: bool) -> float:
@@ -69,6 +86,7 @@ class FakeEngine:
         self._past: List[int] = []
         self._tokens = 0
         self._wrong = 0.0
+        self._cache = cachesize.Chosen(0, "")
 
     def build_info(self) -> Dict[str, Any]:
         """See :class:`stbench.agent.engine.Engine`."""
@@ -93,6 +111,13 @@ class FakeEngine:
         if "oom" in self._options:
             raise MemoryError("the fake engine was asked to run out of memory")
         self._n_vocab = int(self._number("vocab", 512))
+        if settings.cache:
+            unit = int(self._number("unit", _UNIT_BYTES))
+            needs = cachesize.Needs(
+                settings.n_ctx * _KV_BYTES, _SCRATCH_BYTES, _USED * unit, unit, _UNITS * unit
+            )
+            there = cachesize.room(settings.memory_limit_bytes)
+            self._cache = cachesize.choose(settings.cache, needs, there, self._n_vocab)
         if settings.isa != "scalar":
             self._wrong = 1.0 if "wrong" in self._options else 1e-4 if "noise" in self._options else 0.0
         return ModelShape(
@@ -144,8 +169,8 @@ class FakeEngine:
             n_ctx=settings.n_ctx,
             n_batch=settings.n_batch,
             kv_type=settings.kv_type,
-            kv_bytes=settings.n_ctx * 64,
-            scratch_bytes=4096,
+            kv_bytes=settings.n_ctx * _KV_BYTES,
+            scratch_bytes=_SCRATCH_BYTES,
             sparse_ffn="full" if settings.sparse_ffn else "off",
             sparse_lm_head=settings.sparse_lm_head,
             down_layout="none",
@@ -224,6 +249,52 @@ class FakeEngine:
         )
         values["neurons_active"] = 40 * self._tokens
         return PhaseCounters(**values), [(64 * self._tokens, 20 * self._tokens)] * 2
+
+    def cache_counters(self) -> Optional[CacheCounters]:
+        """See :class:`stbench.agent.engine.Engine`. Hits are the share of units that the cache holds."""
+        if not self._settings.cache:
+            return None
+        unit = int(self._number("unit", _UNIT_BYTES))
+        requests = self._tokens * _LAYERS * _USED
+        hits = requests * (self._cache.bytes // unit) // _UNITS
+        values = dict.fromkeys(CACHE_COUNTER_NAMES, 0)
+        values.update(requests=requests, hits=hits, loads=requests - hits, verified=requests - hits)
+        values["bytes_read"] = unit * (requests - hits)
+        return CacheCounters(**values)
+
+    def cache_use(self, prefill: CacheCounters, decode: CacheCounters) -> CacheUse:
+        """See :class:`stbench.agent.engine.Engine`."""
+        settings, unit = self._settings, int(self._number("unit", _UNIT_BYTES))
+        return CacheUse(
+            kind="experts",
+            bundle=settings.bundle,
+            bytes=self._cache.bytes // unit * unit,
+            bytes_min=_USED * unit,
+            units=self._cache.bytes // unit,
+            unit_bytes=unit,
+            total_bytes=_UNITS * unit,
+            policy=settings.cache_policy,
+            io=settings.io,
+            direct=settings.io_direct == "on",
+            prefetch=settings.prefetch,
+            prefill=prefill,
+            decode=decode,
+            chosen=self._cache.why,
+        )
+
+    def account(self, n_tokens: int) -> MemoryAccount:
+        """See :class:`stbench.agent.engine.Engine`."""
+        kv_bytes = self._settings.n_ctx * _KV_BYTES
+        used = self._settings.n_ctx if self._settings.kv_touch else n_tokens
+        return MemoryAccount(0, 0, kv_bytes, used * _KV_BYTES, _SCRATCH_BYTES, self._cache.bytes)
+
+    def routing(self) -> Optional[Routing]:
+        """See :class:`stbench.agent.engine.Engine`. The same experts for every token."""
+        experts = array("H", list(range(_USED)) * _LAYERS * self._tokens)
+        return Routing(_LAYERS, _UNITS // _LAYERS, _USED, experts, "fake") if experts else None
+
+    def shift_replay(self, tokens: int) -> None:
+        """See :class:`stbench.agent.engine.Engine`. Nothing that it computes depends on experts."""
 
     def close(self) -> None:
         """See :class:`stbench.agent.engine.Engine`."""

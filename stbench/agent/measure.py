@@ -7,7 +7,8 @@ crash keeps what was known before. The order of phases:
 2. *warm-up*: ``warmup_tokens`` prefilled and as many decoded from a stream of their own, then forgotten.
 3. *depth*: ``n_depth`` tokens, untimed.
 4. *prefill*: the prompt, timed per batch.
-5. *decode*: timed per token.
+5. *decode*: timed per token. A cache of units is as warm as the tokens before left it: its counters of this
+   phase are of the timed tokens alone.
 6. *check*: logits kept at fixed positions are compared with the reference. Memory is read before this, after
    the last timed token.
 """
@@ -18,8 +19,9 @@ import os
 import time
 from typing import Any, Dict, List, Optional, Protocol, Tuple
 
-from . import __version__, affinity, engines, model_file, monitor, probe, programs, search, verify
+from . import __version__, affinity, engines, model_file, monitor, probe, programs, replay, search, verify
 from .engine import Decode, Engine, Prefill
+from .routing import Routing
 from .tree import Tree
 from .wire import Counters, JobSpec, Memory, ModelShape, PhaseCounters, Samples, Versions
 
@@ -103,23 +105,22 @@ class _Run:
         if job.purpose not in ("measure", "reference"):
             raise ValueError('purpose "%s": expected measure, reference or search' % job.purpose)
         settings = job.settings
-        self.settings = (
-            dataclasses.replace(settings, isa="scalar", load="mmap") if self.is_reference else settings
-        )
+        self.settings = verify.reference_settings(settings) if self.is_reference else settings
+        self.is_limited = bool(self.settings.memory_limit_bytes or self.settings.cache)
 
     def run(self) -> None:
         job, engine, report = self.job, self.engine, self.report
         model = model_file.with_digest(job.model)
         report.part("model", model)
         workload = job.workload
-        total = workload.n_depth + workload.n_prompt + workload.n_gen
+        total = self._n_tokens()
         if min(workload.n_depth, workload.n_prompt, workload.n_gen) < 0 or total == 0:
             raise ValueError("the workload evaluates no tokens")
         if total > self.settings.n_ctx:
             raise ValueError("the workload is %d tokens and n_ctx %d" % (total, self.settings.n_ctx))
 
         report.phase("load")
-        shape = engine.open(job.model, self.settings)
+        shape = engine.open(model, self.settings)
         report.part("shape", shape)
         report.part("warnings", engine.warnings())
         tokens = token_stream(workload.seed, total, shape.n_vocab)
@@ -156,9 +157,13 @@ class _Run:
             return
         self.report.phase("warm-up")
         tokens = token_stream(self.job.workload.seed, 2 * count, shape.n_vocab, _WARMUP_STREAM)
+        # What is replayed here is what comes before the run's first token in the trace, so that a cache is
+        # not warmed with the very experts that are timed next.
+        self.engine.shift_replay(2 * count)
         self.engine.prefill(tokens[:count], True)
         self.engine.decode(tokens[count:], [], False)
         self.engine.rewind()
+        self.engine.shift_replay(0)
 
     def _timed(self, shape: ModelShape, prompt: List[int], generated: List[int]) -> verify.Captured:
         engine, report = self.engine, self.report
@@ -174,6 +179,7 @@ class _Run:
             prefilled = engine.prefill(prompt, True)
             ttft_ns = time.monotonic_ns() - begin
         prefill_counters, prefill_layers = engine.counters()
+        prefill_cache, chosen = engine.cache_counters(), [self._chosen()]
 
         report.phase("decode")
         engine.reset_counters()
@@ -183,6 +189,8 @@ class _Run:
         # Ends the phase for whoever watches: what follows is not decoding.
         report.phase("results")
         decode_counters, decode_layers = engine.counters()
+        decode_cache = engine.cache_counters()
+        chosen.append(self._chosen())
 
         memory = self._memory(len(steps) * shape.n_vocab * 4 * (2 if want_scores else 1))
         if not self.is_reference:
@@ -198,11 +206,33 @@ class _Run:
                 # Made-up durations are not disturbed by what others do meanwhile.
                 telemetry = dataclasses.replace(telemetry, other_cpu_s=None, steal_s=None)
             report.part("telemetry", telemetry)
+            if prefill_cache is not None and decode_cache is not None:
+                report.part("cache", engine.cache_use(prefill_cache, decode_cache))
+            if self.is_limited:
+                report.part("account", engine.account(self._n_tokens()))
+            self._keep_routing(chosen)
         if generated:
             return verify.Captured(steps, shape.n_vocab, decoded.logits, decoded.scores)
         if prompt:
             return verify.Captured([verify.PROMPT_END], shape.n_vocab, [prefilled.logits])
         return verify.Captured([], shape.n_vocab, [])
+
+    def _n_tokens(self) -> int:
+        workload = self.job.workload
+        return workload.n_depth + workload.n_prompt + workload.n_gen
+
+    def _chosen(self) -> Optional[Routing]:
+        """The routing of a phase that just ended, where it is recorded."""
+        return self.engine.routing() if self.settings.record_routing else None
+
+    def _keep_routing(self, chosen: List[Optional[Routing]]) -> None:
+        path = self.settings.record_routing
+        if not path:
+            return
+        os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
+        kept = replay.kept(path, chosen, "recorded by %s" % self.job.label)
+        if kept is not None:
+            self.report.part("routing", kept)
 
     def _memory(self, capture_bytes: int) -> Memory:
         now = _resident()

@@ -28,7 +28,7 @@ class Cancelled(Exception):
     """The work was stopped on request; nothing unfinished is left."""
 
 
-class _Meter:
+class Meter:
     """Progress lines, not too many."""
 
     def __init__(self, emit: Emit, stage: str) -> None:
@@ -37,6 +37,7 @@ class _Meter:
         self._next = 0.0
 
     def update(self, done: int, total: int) -> None:
+        """So many bytes are done."""
         now = time.monotonic()
         if now >= self._next or done == total:
             self._next = now + _INTERVAL_S
@@ -83,7 +84,7 @@ def digest(path: str, emit: Emit, stop: Stop, spec: Optional[SynthSpec] = None) 
     if values is not None and already:
         return ModelFile("ok", path, bytes=values["size"], sha256=values["sha256"], already_there=True)
     status = os.stat(path)
-    meter = _Meter(emit, "hash")
+    meter = Meter(emit, "hash")
     state = hashlib.sha256()
     done = 0
     with open(path, "rb", buffering=0) as file:
@@ -130,7 +131,7 @@ def make(library: sbr.Library, spec: SynthSpec, path: str, emit: Emit, stop: Sto
         values = known(path)
         if values is not None and values.get("spec") == to_json(spec):
             return ModelFile("ok", path, bytes=values["size"], sha256=values["sha256"], already_there=True)
-        meter = _Meter(emit, "write")
+        meter = Meter(emit, "write")
 
         def progress(done: int, total: int) -> bool:
             meter.update(done, total)

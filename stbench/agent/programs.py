@@ -19,7 +19,7 @@ from typing import Any, Dict, List, NamedTuple, NoReturn, Optional
 
 from . import __version__, affinity, external, llama_bench, model_file, monitor, probe, process, sbr
 from .sbr import NativeError, _abi
-from .wire import PROGRAM_KINDS, Check, Effective, JobSpec, Memory, Program, Samples, Versions
+from .wire import PROGRAM_KINDS, Check, Effective, JobSpec, Memory, MemoryAccount, Program, Samples, Versions
 
 UNCHECKED = "the program shows no logits to check"
 
@@ -71,6 +71,8 @@ def measure(job: JobSpec, report: Any) -> None:
     before = _snapshot(job)
     run = _llama_bench if program.kind == "llama-bench" else _external
     numbers = run(job, program, executable, report)
+    # Ends the timed phases for whoever watches.
+    report.phase("results")
     report.part("telemetry", monitor.telemetry(before, _snapshot(job)))
     report.part("samples", numbers.samples)
     kept, strays = affinity.judged(job.settings, numbers.effective)
@@ -79,7 +81,16 @@ def measure(job: JobSpec, report: Any) -> None:
         report.part("warnings", strays)
     report.part("versions", Versions(__version__, dict(runtime, **numbers.runtime), digest))
     report.part("memory", Memory(numbers.peak_rss_bytes, numbers.rss_anon_bytes, numbers.rss_file_bytes))
+    if job.settings.memory_limit_bytes:
+        report.part("account", _account(job, numbers))
     report.part("check", Check("unchecked", "", 0, detail=UNCHECKED))
+
+
+def _account(job: JobSpec, numbers: _Numbers) -> MemoryAccount:
+    """What is known of it: the file, and the KV cache where the program says how large it is."""
+    kv_bytes = numbers.effective.kv_bytes
+    size = os.path.getsize(job.model.path) if os.path.isfile(job.model.path) else 0
+    return MemoryAccount(size, 0, kv_bytes, kv_bytes, 0, 0)
 
 
 def _snapshot(job: JobSpec) -> monitor.Snapshot:

@@ -8,13 +8,13 @@ dropped and half as many kept from then on; what is judged and added up is so at
 
 import contextlib
 import dataclasses
-import json
 import os
 import resource
 import time
 from typing import Callable, Dict, List, NamedTuple, Optional, Set, Tuple
 
 from . import energy, monitor
+from .childloop import phases_told
 from .sensors import MAX_COLUMNS, Sensors
 from .tree import Tree, cpu_list, processes
 from .wire import Energy, JobSpec, Settings, Telemetry, ThermalState, Timeline
@@ -124,15 +124,9 @@ class Sampler:
 
     def told(self, data: bytes) -> None:
         """What the measuring process reported just now; its phases count."""
-        *lines, rest = (self._partial + data).split(b"\n")
-        # Of long parts the beginning says enough.
-        self._partial = rest[:64]
-        for line in lines:
-            if line.startswith(b'{"phase"'):
-                try:
-                    self._enter(str(json.loads(line.decode())["phase"]))
-                except ValueError:
-                    continue
+        phases, self._partial = phases_told(self._partial + data)
+        for phase in phases:
+            self._enter(phase)
 
     def _enter(self, phase: str) -> None:
         now = self._clock()

@@ -17,10 +17,11 @@ import os
 import resource
 import signal
 import sys
+import tempfile
 import time
 from typing import Any, Callable, Dict, List, NamedTuple, Optional, Tuple, Type
 
-from . import bracket, gate, wire
+from . import bracket, gate, lease, memlimit, memscope, wire
 from .childloop import Loop, Signals
 from .jobrecord import record_of
 from .measure import Report, measure
@@ -46,6 +47,9 @@ _PARTS: Dict[str, Any] = {
     "versions": wire.Versions,
     "reference": wire.Reference,
     "search": wire.ThreadSearch,
+    "cache": wire.CacheUse,
+    "account": wire.MemoryAccount,
+    "routing": wire.RoutingTrace,
 }
 
 
@@ -64,28 +68,61 @@ class Outcome(NamedTuple):
 _NOT_RUN = Outcome(0, [], [], False, 0, None, 0.0)
 
 
-def run_job(job: JobSpec, work: Callable[[JobSpec, Report], None] = measure) -> RunRecord:
-    """Measures ``job`` and returns its record, whatever happens. Call from the main thread."""
+def run_job(
+    job: JobSpec, work: Callable[[JobSpec, Report], None] = measure, in_scope: bool = False
+) -> RunRecord:
+    """Measures ``job`` and returns its record, whatever happens. Call from the main thread. ``in_scope``:
+    this process was started in a scope of its own (:mod:`.memscope`)."""
     started = datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+    place = memlimit.Place(in_scope)
+    if not in_scope and memlimit.scope_helps(job):
+        record, refused = _run_in_scope(job, started)
+        if record is not None:
+            return record
+        place = memlimit.Place(scope_refused=refused)
     gated, problem, waiting = _cool_down(job) if gate.is_wanted(job) else (None, "", _NOT_RUN)
     if waiting.cancelled_by:
         return _record(job, waiting, started)
     # A sensor that hung there would hang us, too.
-    record = _bracketed(dataclasses.replace(job, sample_hz=0.0) if problem else job, work, started)
+    record = _bracketed(dataclasses.replace(job, sample_hz=0.0) if problem else job, work, started, place)
     if problem:
         said = "the thermal gate failed: not sampled, and perhaps started on a warm device: " + problem
         record = dataclasses.replace(record, warnings=[*record.warnings, said])
     return dataclasses.replace(record, gate=gated)
 
 
-def _bracketed(job: JobSpec, work: Callable[[JobSpec, Report], None], started: str) -> RunRecord:
+def _run_in_scope(job: JobSpec, started: str) -> Tuple[Optional[RunRecord], str]:
+    """The record of this agent started anew in a scope; None and the reason where there was no scope."""
+    with tempfile.TemporaryFile() as spec:
+        spec.write((wire.dumps(job) + "\n").encode())
+        spec.seek(0)
+
+        def become(report: Any) -> None:
+            os.dup2(spec.fileno(), 0)
+            os.dup2(report.descriptor, 1)
+            os.environ["XDG_RUNTIME_DIR"] = memscope.runtime_dir()
+            command = memscope.command()
+            os.execvp(command[0], command)
+
+        outcome = _run_child(become, lease.lease_s(job))
+    found = [message for message in outcome.messages if "started_at" in message]
+    if found:
+        return wire.from_json(RunRecord, found[-1]), ""
+    if outcome.cancelled_by or outcome.timed_out:
+        return _record(job, outcome, started), ""
+    return None, "systemd-run --user --scope: " + (" | ".join(outcome.log) or _verdict(outcome, 0.0)[1])
+
+
+def _bracketed(
+    job: JobSpec, work: Callable[[JobSpec, Report], None], started: str, place: memlimit.Place
+) -> RunRecord:
     """The record of a run with the bandwidth probed around it, where that was asked for."""
     if job.bracket_ms <= 0 or job.purpose != "measure":
-        return _measured(job, work, started)
+        return _measured(job, work, started, place)
     before, problem, probing = _probe_memory(job, after=False)
     if probing.cancelled_by:
         return _record(job, probing, started)
-    record = _measured(job, work, started)
+    record = _measured(job, work, started, place)
     if record.status != "ok":
         return record
     after = None
@@ -97,11 +134,20 @@ def _bracketed(job: JobSpec, work: Callable[[JobSpec, Report], None], started: s
     return dataclasses.replace(record, bracket=bracket.joined(before, after))
 
 
-def _measured(job: JobSpec, work: Callable[[JobSpec, Report], None], started: str) -> RunRecord:
+def _measured(
+    job: JobSpec, work: Callable[[JobSpec, Report], None], started: str, place: memlimit.Place
+) -> RunRecord:
     """The record of a run, with what was seen of the machine meanwhile."""
     seen = Sampler(job) if job.sample_hz > 0 and job.purpose == "measure" else None
-    outcome = _run_child(lambda report: work(job, report), job.timeout_s, seen)
-    record = _record(job, outcome, started)
+    limit = memlimit.Limit(job, place) if memlimit.is_wanted(job) else None
+    try:
+        outcome = _run_child(lambda report: work(job, report), job.timeout_s, seen, limit)
+        record = _record(job, outcome, started)
+        if limit is not None:
+            record = limit.proved(record, outcome.messages)
+    finally:
+        if limit is not None:
+            limit.close()
     if seen is None:
         return record
     samples, telemetry = record.samples, record.telemetry
@@ -152,15 +198,18 @@ def _aside(
 class _PipeReport:
     """The child's side: a JSON line per part."""
 
-    def __init__(self, descriptor: int) -> None:
-        self._descriptor = descriptor
+    def __init__(self, descriptor: int, limit: Optional[memlimit.Limit] = None) -> None:
+        self.descriptor = descriptor
+        self._limit = limit
 
     def _send(self, message: Dict[str, Any]) -> None:
         data = (json.dumps(message, allow_nan=False) + "\n").encode()
         while data:
-            data = data[os.write(self._descriptor, data) :]
+            data = data[os.write(self.descriptor, data) :]
 
     def phase(self, name: str) -> None:
+        if name == memlimit.RESULTS and self._limit is not None:
+            self.part(memlimit.PART, self._limit.reading())
         self._send({"phase": name})
 
     def part(self, name: str, value: Any) -> None:
@@ -191,8 +240,15 @@ def status_of(error: BaseException) -> Tuple[str, str]:
     return "failed", "%s: %s" % (type(error).__name__, text)
 
 
-def _child(parent: int, results: int, log: int, work: Callable[[Report], None]) -> None:
-    """Never returns."""
+def _child(
+    parent: int,
+    results: int,
+    log: int,
+    work: Callable[[Report], None],
+    limit: Optional[memlimit.Limit],
+    admitted: Optional[int],
+) -> None:
+    """Waits for the end of the pipe ``admitted``, then works. Never returns."""
     code = 1
     try:
         signal.set_wakeup_fd(-1)
@@ -200,6 +256,9 @@ def _child(parent: int, results: int, log: int, work: Callable[[Report], None]) 
             signal.signal(number, signal.SIG_DFL)
         os.setpgid(0, 0)
         _die_with(parent)
+        if admitted is not None:
+            # Nothing is loaded before this process is under its limit.
+            os.read(admitted, 1)
         # A dumped core would be gigabytes of weights.
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         nothing = os.open(os.devnull, os.O_RDONLY)
@@ -208,7 +267,7 @@ def _child(parent: int, results: int, log: int, work: Callable[[Report], None]) 
         os.dup2(log, 2)
         sys.stdout = sys.stderr = os.fdopen(2, "w", buffering=1, errors="backslashreplace", closefd=False)
         faulthandler.enable(sys.stderr, all_threads=False)
-        report = _PipeReport(results)
+        report = _PipeReport(results, limit)
         status, detail = "ok", ""
         try:
             work(report)
@@ -253,13 +312,17 @@ def _oom_kills(tree: Optional[Tree] = None) -> Optional[int]:
 
 
 def _run_child(
-    work: Callable[[Report], None], timeout_s: float, sampler: Optional[Sampler] = None
+    work: Callable[[Report], None],
+    timeout_s: float,
+    sampler: Optional[Sampler] = None,
+    limit: Optional[memlimit.Limit] = None,
 ) -> Outcome:
-    """Runs ``work`` in a child to its end; ``sampler`` looks at the machine meanwhile."""
+    """Runs ``work`` in a child to its end, under ``limit``; ``sampler`` looks at the machine meanwhile."""
     begin = time.monotonic()
     oom_before = _oom_kills()
     result_reader, result_writer = os.pipe()
     log_reader, log_writer = os.pipe()
+    admitted, admission = os.pipe() if limit is not None else (None, None)
     sys.stdout.flush()
     sys.stderr.flush()
     with Signals() as signals:
@@ -268,11 +331,18 @@ def _run_child(
         if pid == 0:
             os.close(result_reader)
             os.close(log_reader)
-            _child(parent, result_writer, log_writer, work)
+            if admission is not None:
+                os.close(admission)
+            _child(parent, result_writer, log_writer, work, limit, admitted)
         os.close(result_writer)
         os.close(log_writer)
-        loop = Loop(pid, result_reader, log_reader, signals, sampler)
+        watchers = [watcher for watcher in (sampler, limit) if watcher is not None]
+        loop = Loop(pid, result_reader, log_reader, signals, watchers)
         try:
+            if limit is not None and admitted is not None and admission is not None:
+                os.close(admitted)
+                limit.admit(pid)
+                os.close(admission)
             if sampler is not None:
                 sampler.start(pid)
             status, timed_out = loop.run(begin + timeout_s)
@@ -282,6 +352,8 @@ def _run_child(
     code = os.WEXITSTATUS(status) if os.WIFEXITED(status) else -os.WTERMSIG(status)
     oom_after = _oom_kills()
     oom = oom_after - oom_before if oom_after is not None and oom_before is not None else None
+    if limit is not None and limit.oom_kills() is not None:
+        oom = limit.oom_kills()
     return Outcome(
         code, loop.messages(), loop.log(), timed_out, signals.cancelled_by, oom, time.monotonic() - begin
     )

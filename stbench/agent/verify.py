@@ -16,6 +16,7 @@ Pure Python on purpose (the agent has no numpy): about 50 ms per position of 151
 after the timed part.
 """
 
+import dataclasses
 import hashlib
 import heapq
 import json
@@ -25,7 +26,7 @@ import sys
 from array import array
 from typing import Any, List, NamedTuple, Optional, Sequence, Tuple
 
-from .wire import Check, JobSpec, Reference, ReferencePosition, to_json
+from .wire import Check, JobSpec, Reference, ReferencePosition, Settings, to_json
 
 TOLERANCE = 1e-2
 MAX_POSITIONS = 16
@@ -68,7 +69,8 @@ def positions(n_gen: int) -> List[int]:
 
 def reference_key(job: JobSpec) -> str:
     """What a reference depends on: model, workload and every setting that changes results. Threads, ISA,
-    batch and context size do not. 16 hexadecimal digits."""
+    batch and context size do not, nor do memory limits and caches; a routing that is replayed does. 16
+    hexadecimal digits."""
     settings = job.settings
     identity = {
         "model": job.model.digest or job.model.name,
@@ -80,8 +82,29 @@ def reference_key(job: JobSpec) -> str:
         "requantise_down": settings.requantise_down,
         "tolerance": TOLERANCE,
     }
+    if settings.routing_digest:
+        identity["routing"] = settings.routing_digest
     text = json.dumps(identity, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def reference_settings(settings: Settings) -> Settings:
+    """How the reference of a job with these settings is computed: by the scalar kernels, all weights in
+    memory and no limit on it."""
+    unlimited = Settings()
+    return dataclasses.replace(
+        settings,
+        isa="scalar",
+        load="mmap",
+        memory_limit_bytes=0,
+        cache="",
+        bundle="",
+        cache_policy=unlimited.cache_policy,
+        io=unlimited.io,
+        io_direct=unlimited.io_direct,
+        prefetch=unlimited.prefetch,
+        record_routing="",
+    )
 
 
 # ---- one position ------------------------------------------------------------------------------------

@@ -10,11 +10,21 @@ C).
 from dataclasses import dataclass, field
 from typing import Any, Dict, List, Optional
 
+from .wirecounters import Counters as Counters
+from .wirecounters import Memory as Memory
+from .wirecounters import PhaseCounters as PhaseCounters
 from .wirejson import WireError as WireError
 from .wirejson import dumps as dumps
 from .wirejson import from_json as from_json
 from .wirejson import loads as loads
 from .wirejson import to_json as to_json
+from .wirelimits import LIMIT_METHODS as LIMIT_METHODS
+from .wirelimits import LIMIT_VERDICTS as LIMIT_VERDICTS
+from .wirelimits import CacheCounters as CacheCounters
+from .wirelimits import CacheUse as CacheUse
+from .wirelimits import LimitProof as LimitProof
+from .wirelimits import MemoryAccount as MemoryAccount
+from .wirelimits import RoutingTrace as RoutingTrace
 from .wiresearch import Candidate as Candidate
 from .wiresearch import ThreadChoice as ThreadChoice
 from .wiresearch import ThreadSearch as ThreadSearch
@@ -31,6 +41,7 @@ from .wiretelemetry import Gate as Gate
 from .wiretelemetry import Telemetry as Telemetry
 from .wiretelemetry import ThermalState as ThermalState
 from .wiretelemetry import Timeline as Timeline
+from .wiretools import BundleRequest as BundleRequest
 from .wiretools import LimitProbe as LimitProbe
 from .wiretools import LimitResult as LimitResult
 from .wiretools import LimitsRequest as LimitsRequest
@@ -93,7 +104,12 @@ class Workload:
 class Settings:
     """How it is computed, as requested. ``threads`` 0: one per CPU; ``cpus`` empty: not pinned.
     ``populate``: every page of the weights is touched before anything is timed. ``load``: mmap, read,
-    repack, or auto: repack where memory allows. ``sparse_ffn_auto``: a sparse FFN is chosen per layer."""
+    repack, or auto: repack where memory allows. ``sparse_ffn_auto``: a sparse FFN is chosen per layer.
+
+    ``memory_limit_bytes`` 0: none. ``cache``: "" (all weights in memory), "auto" (the largest that fits the
+    limit), a number of bytes, or a share of all units such as "25%"; units come from ``bundle``, a path on
+    the device. ``routing``: path of a trace whose experts are used in place of the router's choice, and
+    ``routing_digest`` its SHA-256; ``record_routing``: path to write the run's own to."""
 
     threads: int = 0
     cpus: List[int] = field(default_factory=list)
@@ -109,6 +125,16 @@ class Settings:
     requantise_down: bool = False
     load: str = "auto"
     populate: bool = True
+    memory_limit_bytes: int = 0
+    cache: str = ""
+    bundle: str = ""
+    cache_policy: str = "auto"
+    io: str = "auto"
+    io_direct: str = "auto"
+    prefetch: str = "auto"
+    routing: str = ""
+    routing_digest: str = ""
+    record_routing: str = ""
 
 
 @dataclass(frozen=True)
@@ -177,7 +203,7 @@ class JobSpec:
     takes (0: none). ``attempt`` counts the runs of one job that was disturbed, from 0; ``id`` is the same
     for all. ``cool_down_s`` is the longest wait of the thermal gate (0: no gate) and ``idle`` the coolest
     state that it has seen on this device; ``sample_hz`` is how often the machine is looked at during the run
-    (0: never)."""
+    (0: never); ``limit_method`` how a memory limit is held, of LIMIT_METHODS, or "auto"."""
 
     id: str
     label: str
@@ -202,6 +228,7 @@ class JobSpec:
     cool_down_s: float = 0.0
     idle: Optional[ThermalState] = None
     sample_hz: float = 1.0
+    limit_method: str = "auto"
     schema: int = SCHEMA_VERSION
 
 
@@ -317,55 +344,6 @@ class Samples:
 
 
 @dataclass(frozen=True)
-class PhaseCounters:
-    """Sums over one phase (``sbr_counters``). ``nonfinite`` above 0: an infinity or a NaN was met."""
-
-    tokens: int
-    weight_bytes: int
-    embedding_bytes: int
-    attention_bytes: int
-    router_bytes: int
-    ffn_bytes: int
-    lm_head_bytes: int
-    kv_bytes_read: int
-    kv_bytes_written: int
-    neurons_examined: int
-    neurons_active: int
-    lm_head_rows: int
-    ns_total: int
-    ns_attention: int
-    ns_router: int
-    ns_ffn: int
-    ns_lm_head: int
-    ns_barrier: int
-    nonfinite: int = 0
-
-
-@dataclass(frozen=True)
-class Counters:
-    """The timed phases apart; the lists hold one number per layer, both phases together."""
-
-    prefill: PhaseCounters
-    decode: PhaseCounters
-    layer_neurons_examined: List[int]
-    layer_neurons_active: List[int]
-
-
-@dataclass(frozen=True)
-class Memory:
-    """``peak_rss_bytes`` is VmHWM of the measuring process, mapped weights included, after the last timed
-    token. Of it, ``baseline_rss_bytes`` were there before the library was loaded (the Python interpreter) and
-    ``capture_bytes`` hold logits for the check. Of an engine that is a program: the same of its largest
-    process."""
-
-    peak_rss_bytes: int
-    rss_anon_bytes: Optional[int] = None
-    rss_file_bytes: Optional[int] = None
-    baseline_rss_bytes: Optional[int] = None
-    capture_bytes: int = 0
-
-
-@dataclass(frozen=True)
 class Check:
     """The outcome of the comparison with the reference. ``output_hash`` is over the logits of the
     checked steps and is equal on every machine that computes correctly (docs/arithmetic.md).
@@ -397,7 +375,8 @@ class RunRecord:
     "ok" are kept for diagnosis and are no speed. ``reference`` is the result of purpose "reference" and
     ``search`` that of "search", which have no samples; ``choice``: -t auto set the threads and CPUs.
     ``gate`` None: the job asked for none; ``timeline`` None: it was not sampled; ``energy`` None: no sensor,
-    or not told apart from the rest of a program's run."""
+    or not told apart from the rest of a program's run. ``limit`` None: no memory limit was asked for;
+    ``cache`` None: all weights were in memory."""
 
     id: str
     label: str
@@ -434,3 +413,7 @@ class RunRecord:
     gate: Optional[Gate] = None
     timeline: Optional[Timeline] = None
     energy: Optional[Energy] = None
+    limit: Optional[LimitProof] = None
+    cache: Optional[CacheUse] = None
+    account: Optional[MemoryAccount] = None
+    routing: Optional[RoutingTrace] = None

@@ -16,6 +16,19 @@ class MakeRequest:
 
 
 @dataclass(frozen=True)
+class BundleRequest:
+    """Stdin of ``bundle``: the bundle of the model file at ``model`` is wanted at ``path``; one that is there
+    and was made from a file of this ``digest`` for these ``gathers`` (SBR_GATHER_*) stays. Answered like
+    ``make``: Progress lines (stage "bundle"), then a ModelFile."""
+
+    path: str
+    library: str
+    model: str
+    digest: str = ""
+    gathers: int = 0
+
+
+@dataclass(frozen=True)
 class LimitProbe:
     """One measurement of what the machine can do. ``kind`` is "read" (streaming), "gather" (whole rows in
     random order) or "storage" (random reads of ``path``). ``cpus`` as in Settings; ``row_bytes`` is one
@@ -41,7 +54,8 @@ class LimitsRequest:
 
 @dataclass(frozen=True)
 class Progress:
-    """A line of ``make`` and ``digest`` before the last one. ``stage`` is "write" or "hash"."""
+    """A line of ``make``, ``bundle`` and ``digest`` before the last one. ``stage`` is "write", "bundle" or
+    "hash"."""
 
     stage: str
     done_bytes: int
@@ -50,7 +64,8 @@ class Progress:
 
 @dataclass(frozen=True)
 class ModelFile:
-    """The last line of ``make`` and ``digest``; ``status`` "ok" or another one of STATUSES."""
+    """The last line of ``make``, ``bundle`` and ``digest``; ``status`` "ok" or another one of STATUSES.
+    Bundles have no ``sha256``: they carry checksums of their own."""
 
     status: str
     path: str

@@ -25,7 +25,8 @@ _AXES = (
         "--preset",
         "preset",
         "NAME",
-        "published-4b, published-21b, versus-llama-cpp, or quick (without models)",
+        "published-4b, published-21b, limited-4b, limited-4b-small-context, limited-21b, versus-llama-cpp, "
+        "or quick (without models)",
     ),
     ("--models", "models", "LIST", "names of the catalogue or paths of GGUF files"),
     ("--engines", "engines", "LIST", "sbr, llama-bench, or a program of devices.yaml (sbr)"),
@@ -49,6 +50,29 @@ _AXES = (
     ("--isa", "isa", "NAME", "force an instruction set (auto)"),
     ("--kv-type", "kv_type", "TYPE", "f16 or f32"),
     ("--load", "load", "MODE", "repack, mmap or read (auto: repack if memory allows)"),
+    (
+        "--memory-limit",
+        "memory_limit",
+        "LIST",
+        "memory that a run may take, enforced where the device can: 1GiB,8GiB,none (none); for every engine",
+    ),
+    (
+        "--cache",
+        "cache",
+        "LIST",
+        "keep experts, or layers, on storage and so much of them in memory: 256MiB, 25%% of all, auto (the "
+        "largest that fits the limit), none (none)",
+    ),
+    ("--policy", "policy", "LIST", "which of a cache's units make room: lru, lfu, reuse (auto)"),
+    ("--io", "io", "LIST", "how a cache reads: pread or io_uring (auto)"),
+    ("--io-direct", "io_direct", "on|off", "past the page cache (auto: where the file system can)"),
+    ("--prefetch", "prefetch", "LIST", "what is read early: exact or next-layer (auto)"),
+    (
+        "--replay-routing",
+        "replay_routing",
+        "FILE",
+        "experts of a recorded trace in place of the router's choice (docs/routing.md)",
+    ),
     ("--filter", "filter", "GLOB", "only cases whose label fits, such as '*/sparse+lmhead/t4/*'"),
     ("--max-time", "max_time", "TIME", "start no job after this long (90s, 15m, 2h)"),
 )
@@ -105,11 +129,19 @@ def add_options(parser: argparse.ArgumentParser, *, file: bool = True) -> None:
         help="turn standard-layout down matrices neuron-major at load (lossy)",
     )
     axes.add_argument(
+        "--record-routing",
+        dest="axis_record_routing",
+        action="store_const",
+        const=True,
+        help="keep which experts each run chose, in routing/ beside the records",
+    )
+    axes.add_argument(
         "--one-model-at-a-time",
         dest="axis_one_model_at_a_time",
         action="store_const",
         const=True,
-        help="all runs of a model's file together; files that the sweep makes are deleted after them",
+        help="all runs of a model's file together; files and bundles that the sweep makes are deleted after "
+        "them",
     )
 
 
@@ -186,10 +218,12 @@ def planned(
     from stbench.plan import build_plan
     from stbench.prepare import label_names, prepared
     from stbench.programs import check_engines
+    from stbench.traces import trace_of
 
     devices = devices_of(args)
     check_engines(sweep.engines, devices)
     names, sweep = label_names(sweep)
+    trace = trace_of(Path(sweep.replay_routing).expanduser()) if sweep.replay_routing else None
     needed = args.library is not None or any(needs_library(engine) for engine in sweep.engines)
     library = find_library(args.library) if needed else None
     unreachable: dict[str, str] = {}
@@ -209,5 +243,7 @@ def planned(
         lease=lease,
         on_unreachable=leave_out if note is not None and len(devices) > 1 else None,
         wait_s=wait_s,
+        caches=any(sweep.cache),
+        trace=trace,
     ) as ready:
         yield Ready(build_plan(sweep, [device.target for device in ready], campaign), ready, unreachable)

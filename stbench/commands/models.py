@@ -1,4 +1,4 @@
-"""``stbench models``: the catalogue; ``stbench models make`` writes one of its files."""
+"""``stbench models``: the catalogue; ``make`` writes one of its files, ``bundle`` the bundle of one."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stbench.commands import Subparsers, add_command
+from stbench.commands import Subparsers, _models_bundle, add_command
 from stbench.console import print_json, stderr_console, stdout_console
 from stbench.errors import EXIT_OK, UsageError
 
@@ -16,18 +16,36 @@ if TYPE_CHECKING:
 EXAMPLE = """
 stbench models
 stbench models make smallthinker-4b:standard -o 4b.gguf
+stbench models bundle smallthinker-4b
+stbench models bundle my-model.gguf --sparse-ffn off --verify
 """
 
 
 def register(subparsers: Subparsers) -> None:
     """Adds ``stbench models``."""
     parser = add_command(
-        subparsers, "models", run, help="list the models that can be measured, or make one", example=EXAMPLE
+        subparsers,
+        "models",
+        run,
+        help="list the models that can be measured, make one, or make or verify its bundle",
+        example=EXAMPLE,
     )
-    parser.add_argument("action", nargs="?", choices=("list", "make"), default="list", help="(list)")
-    parser.add_argument("name", nargs="?", help="with make: which model")
-    parser.add_argument("-o", "--output", type=Path, metavar="PATH", help="with make: where to (the cache)")
+    parser.add_argument(
+        "action", nargs="?", choices=("list", "make", "bundle"), default="list", help="(list)"
+    )
+    parser.add_argument("name", nargs="?", help="with make: which model; with bundle: also a GGUF file")
+    parser.add_argument("-o", "--output", type=Path, metavar="PATH", help="where to write it (the cache)")
     parser.add_argument("--seed", type=int, metavar="N", help="with make: other weights of the same kind")
+    parser.add_argument(
+        "--sparse-ffn",
+        choices=("on", "off"),
+        help="with bundle: what it is made for (on where the model can skip neurons)",
+    )
+    parser.add_argument(
+        "--verify",
+        action="store_true",
+        help="with bundle: make none, compare the one that is there with its model and its checksums",
+    )
     parser.add_argument(
         "--library", type=Path, metavar="PATH", help="a libsbr.so other than the installed one"
     )
@@ -35,6 +53,10 @@ def register(subparsers: Subparsers) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Lists, or makes and prints the path."""
+    if args.action == "bundle":
+        return _models_bundle.run(args)
+    if args.sparse_ffn is not None or args.verify:
+        raise UsageError("--sparse-ffn and --verify go with `stbench models bundle`")
     if args.action == "make":
         return _make(args)
     if args.name or args.output or args.seed is not None:

@@ -72,6 +72,9 @@ def print_plan(plan: Plan, *, as_json: bool) -> None:
             verb, kind = ("gets", model.source) if model.source else ("makes", "synthetic")
             size = f"{model.file_bytes / 1e9:.2f} GB"
             console.print(f"{device}: {verb} {model.ref.name}, {size}, {kind}", markup=False, soft_wrap=True)
+    for device, made in plan.bundles.items():
+        for bundle in made:
+            console.print(f"{device}: makes the {bundle.name}, {bundle.bytes / 1e9:.2f} GB", soft_wrap=True)
     for sentence in plan.room_sentences():
         console.print(sentence)
     console.print(

@@ -8,11 +8,13 @@ import shutil
 import subprocess
 from pathlib import Path
 
-from stbench.agent.sbr import _abi
+from stbench.agent.sbr import _abi, _abi_tools
 from tests.agent.conftest import ROOT
 from tests.conftest import require
 
 HEADER = ROOT / "runtime" / "include" / "sbr" / "sbr.h"
+# In the order of _abi.FUNCTIONS.
+HEADERS = (HEADER, HEADER.with_name("tools.h"))
 
 STRUCTS = {
     "sbr_error": _abi.Error,
@@ -25,13 +27,18 @@ STRUCTS = {
     "sbr_capture": _abi.Capture,
     "sbr_counters": _abi.Counters,
     "sbr_layer_counters": _abi.LayerCounters,
-    "sbr_synth_spec": _abi.SynthSpec,
-    "sbr_probe_options": _abi.ProbeOptions,
-    "sbr_probe_result": _abi.ProbeResult,
-    "sbr_kernel_bench_options": _abi.KernelBenchOptions,
+    "sbr_bundle_info": _abi_tools.BundleInfo,
+    "sbr_cache_counters": _abi.CacheCounters,
+    "sbr_simulate_options": _abi_tools.SimulateOptions,
+    "sbr_simulate_result": _abi_tools.SimulateResult,
+    "sbr_synth_spec": _abi_tools.SynthSpec,
+    "sbr_probe_options": _abi_tools.ProbeOptions,
+    "sbr_probe_result": _abi_tools.ProbeResult,
+    "sbr_kernel_bench_options": _abi_tools.KernelBenchOptions,
 }
 CONSTANT = re.compile(
-    r"^(ABI_VERSION|OK|(ERR|ISA|TYPE|DOWN|LOAD|GATHER|SKIPPED|SPARSE|SPLIT|LOGITS|KERNEL)_[A-Z0-9_]+)$"
+    r"^(ABI_VERSION|OK|(ERR|ISA|TYPE|DOWN|LOAD|GATHER|BUNDLE|SKIPPED|SPARSE|SPLIT|CACHE|IO|DIRECT|PREFETCH|VERIFY|LOGITS"
+    r"|KERNEL)_[A-Z0-9_]+)$"
 )
 
 
@@ -40,7 +47,8 @@ def constants() -> dict[str, int]:
 
 
 def header_text() -> str:
-    return re.sub(r"/\*.*?\*/", "", HEADER.read_text(), flags=re.DOTALL)
+    text = "".join(header.read_text() for header in HEADERS)
+    return re.sub(r"/\*.*?\*/", "", text, flags=re.DOTALL)
 
 
 def c_kind(declaration: str) -> str:

@@ -50,7 +50,7 @@ _SSHD = """\
 HostKey /etc/ssh/ssh_host_ed25519_key
 PasswordAuthentication no
 KbdInteractiveAuthentication no
-PermitRootLogin no
+PermitRootLogin prohibit-password
 UseDNS no
 PrintMotd no
 MaxStartups 100
@@ -68,6 +68,8 @@ $b mkdir -p /home/{USER}/.ssh
 $b cp /etc/ssh/authorized_keys /home/{USER}/.ssh/authorized_keys
 $b chown -R {USER}:{USER} /home/{USER}
 $b chmod 700 /home/{USER} /home/{USER}/.ssh
+$b mkdir -p -m 700 /root/.ssh
+$b cp /etc/ssh/authorized_keys /root/.ssh/authorized_keys
 """
 # Orphans are busybox init's children: a board that never reaps would show jobs that ended as alive.
 _RC = f"""#!/bin/busybox sh

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from stbench.agent.wire import RunRecord
+from stbench.agent.wire import LimitProof, RunRecord
 from tests.boards.conftest import Controller
 from tests.boards.emulated import EmulatedBoard
 from tests.boards.fleet import Desk, aarch64_library, booted, entry_of
@@ -89,6 +89,18 @@ def test_a_small_old_board_refuses_what_its_cpu_lacks(
         trust(controller, board)
         done = desk.run("sweep", *TINY, "--isa", "neon-dotprod", "--campaign", "c")
         assert "memory" not in board.ssh("cat /sys/fs/cgroup/cgroup.controllers").split()
+        limited = desk.run("sweep", *LIMITED, "--campaign", "small")
+        whole = desk.run(
+            "sweep", *TINY, "--engines", "sbr", "--memory-limit", "512MiB", "--campaign", "whole"
+        )
+    assert limited.code == whole.code == 0, limited.err + whole.err
+    unheld = proof_of(only(desk.records("small")))
+    assert (unheld.method, unheld.verdict, unheld.limit_bytes) == ("none", "not-enforced", None)
+    assert "cgroup_enable=memory" in unheld.detail
+    # All of its memory is a limit, too.
+    held = proof_of(only(desk.records("whole")))
+    assert (held.method, held.verdict) == ("boot", "held")
+    assert 400 << 20 < (held.limit_bytes or 0) < 512 << 20
     assert done.code == 3, done.err
     record = only(desk.records())
     assert record.status == "unsupported"
@@ -113,6 +125,35 @@ def test_a_new_board_uses_what_its_cpu_has(
     assert record.effective.isa == "neon-i8mm"
     assert record.check is not None
     assert record.check.verdict == "ok"
+
+
+LIMITED = [*TINY, "--engines", "sbr", "--memory-limit", "64MiB"]
+
+
+def proof_of(record: RunRecord) -> LimitProof:
+    assert record.status == "ok", record.detail
+    assert record.limit is not None
+    return record.limit
+
+
+@pytest.mark.parametrize(("user", "parent"), [("board", "/board/"), ("root", "/")])
+def test_a_memory_limit_holds_for_a_user_and_for_root(
+    desk: Desk, controller: Controller, cortex_a76: EmulatedBoard, user: str, parent: str
+) -> None:
+    """In control groups of version 2: the user's lies in the part of the hierarchy that is delegated to him
+    and that his login is in, as there is no systemd; root's lies beside it."""
+    work_dir = f"/home/board/limited-{user}"
+    desk.devices({"emulated": entry_of(cortex_a76, user=user, work_dir=work_dir)})
+    trust(controller, cortex_a76)
+    done = desk.run("sweep", *LIMITED, "--campaign", "c")
+    assert done.code == 0, done.err
+    proof = proof_of(only(desk.records()))
+    assert (proof.method, proof.verdict, proof.detail) == ("cgroup-v2", "held", "")
+    assert proof.limit_bytes == 64 << 20
+    assert proof.group.startswith(parent + "stbench-")
+    assert 0 < (proof.peak_bytes or 0) <= 64 << 20
+    assert (proof.start, proof.swap_off, proof.oom_kills) == ("cold", True, 0)
+    assert cortex_a76.ssh("ls /sys/fs/cgroup /sys/fs/cgroup/board").count("stbench-") == 0
 
 
 def test_a_power_cut_in_the_middle_loses_one_run(
@@ -149,8 +190,15 @@ def test_a_job_survives_the_logout_under_systemd(
             process.wait()
         board.ssh(wait_for("ls ~/.cache/stbench/spool/*.record"), 120)
         done = desk.run("sweep", "--resume", "--campaign", "c")
+        limited = desk.run("sweep", *LIMITED, "--campaign", "limited")
     assert done.code == 0, done.err
     assert [record.status for record in desk.records()] == ["ok", "ok"]
+    # The agent was started anew in a scope of the user's manager, which is the user's to divide.
+    assert limited.code == 0, limited.err
+    proof = proof_of(only(desk.records("limited")))
+    assert (proof.method, proof.verdict, proof.detail) == ("cgroup-v2", "held", "")
+    assert "/user@1000.service/" in proof.group
+    assert ".scope/stbench-" in proof.group
 
 
 def wait_for(command: str) -> str:

@@ -193,7 +193,13 @@ def test_an_installation_brings_the_sources(library_path: Path, tmp_path: Path) 
     run(cmake, "--install", str(built), "--component", "python", "--prefix", str(tmp_path / "site"))
     installed = sources_at(tmp_path / "site" / "stbench" / "native" / "runtime")
     assert installed.digest == sources_at(RUNTIME).digest
-    assert {"CMakeLists.txt", "sbr.map", "include/sbr/sbr.h", "cmake/zig.cmake"} <= set(installed.files())
+    assert {
+        "CMakeLists.txt",
+        "sbr.map",
+        "include/sbr/sbr.h",
+        "include/sbr/tools.h",
+        "cmake/zig.cmake",
+    } <= set(installed.files())
 
 
 def run(*command: str) -> None:

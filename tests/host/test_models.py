@@ -190,7 +190,7 @@ def test_a_user_s_own_file(sandbox: Sandbox, agent: Agent, library: build.Librar
     own.write_bytes(Path(made.ref.path).read_bytes())
     found = prepare.resolve(agent_device(), agent, str(own), library, ignore)
     assert found.ref == ModelRef("my-model", str(own), made.ref.digest)
-    assert found.traits == Traits(True, True)
+    assert found.traits == Traits(True, True, True)
     mapped = Device("local", models={"smallthinker-4b": str(own)})
     found = prepare.resolve(mapped, agent, "smallthinker-4b", library, ignore)
     assert (found.ref.name, found.ref.path, found.ref.synthetic) == ("smallthinker-4b", str(own), None)

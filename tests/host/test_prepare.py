@@ -237,7 +237,7 @@ def test_a_file_of_this_machine_is_sent_once(
     device = over_ssh(boards())
     with prepared([device], [str(tiny)], library, ignore) as (ready,):
         model = ready.target.models["tiny"]
-        assert (model.to_make, model.source, model.traits) == (True, str(tiny), Traits(True, True))
+        assert (model.to_make, model.source, model.traits) == (True, str(tiny), Traits(True, True, True))
         assert model.file_bytes == tiny.stat().st_size
         assert model.ref.path == f"{device.work_dir}/models/tiny-{model.ref.digest[:16]}.gguf"
         assert not Path(model.ref.path).exists(), "planning sends nothing"
@@ -268,7 +268,7 @@ def test_a_file_on_the_board_is_described_there(
     device = replace(over_ssh(made), models={"mine": "~/own.gguf", "none": "/nothing.gguf"})
     with prepared([device], ["mine"], library, ignore) as (ready,):
         model = ready.target.models["mine"]
-        assert (model.to_make, model.source, model.traits) == (False, "", Traits(True, True))
+        assert (model.to_make, model.source, model.traits) == (False, "", Traits(True, True, True))
         here = LocalConnector(Device("here"))
         local = Agent("here", here, deploy(here, library))
         assert model.sizes == prepare.resolve(Device("here"), local, str(tiny), library, ignore).sizes

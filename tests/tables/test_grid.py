@@ -153,10 +153,10 @@ def test_rows_that_cannot_be_measured_say_why() -> None:
     table = main_table(table_4b())
     limited = cell(table, "smallthinker-4b/sparse-ffn+sparse-lm_head+limited")
     gemma = cell(table, "gemma3n-e2b/dense")
-    assert (limited.text, limited.marks) == ("—", ("m",))
+    assert (limited.text, limited.marks) == ("not run", ("m",))
     assert (gemma.text, gemma.marks) == ("—", ("e",))
     meanings = dict(table.legend())
-    assert "memory limit" in meanings["m"]
+    assert "--preset limited-4b" in meanings["m"]
     assert "llama-bench" in meanings["e"]
 
 

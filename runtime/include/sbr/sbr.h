@@ -28,7 +28,7 @@ extern "C" {
 #endif
 
 /* Raised when a struct, a constant or the meaning of a call changes. */
-#define SBR_ABI_VERSION 1
+#define SBR_ABI_VERSION 2
 
 /* ---- status -------------------------------------------------------------------------------- */
 typedef int32_t sbr_status;
@@ -124,6 +124,10 @@ typedef struct sbr_model_options {
   uint32_t requantise_down; /* 1: turn SBR_DOWN_STANDARD into SBR_DOWN_REQUANTISED */
   uint32_t populate;        /* 1: touch every weight page before returning */
   uint32_t gathers;         /* SBR_GATHER_*, with SBR_LOAD_REPACK */
+  /* NULL, or the path of a bundle made from this file for these gathers (sbr_bundle_write): its units are then not
+   * loaded with the rest, and sessions read them into a cache of bounded size. Needs SBR_LOAD_REPACK. */
+  const char* bundle;
+  const char* digest; /* with a bundle: what it must say of the model's digest; NULL: anything */
 } sbr_model_options;
 
 typedef struct sbr_model_info {
@@ -154,6 +158,10 @@ typedef struct sbr_model_info {
   char name[96];
   uint64_t load_ns;         /* what sbr_model_load took */
   uint64_t anonymous_bytes; /* weights held outside the page cache: read, or re-quantised */
+  uint64_t bundle_bytes;    /* all units of the bundle; 0: there is none */
+  uint64_t unit_bytes;      /* one unit */
+  uint32_t bundle_kind;     /* SBR_BUNDLE_*, 0 */
+  uint32_t reserved;
 } sbr_model_info;
 
 /* Fills defaults (mmap, no re-quantisation, no populate) and struct_size. */
@@ -189,6 +197,31 @@ enum { SBR_SPARSE_FFN_AUTO = 2 };
 /* How rows are shared out between threads: by the speed that each has shown, or equally. */
 enum { SBR_SPLIT_MEASURED = 0, SBR_SPLIT_EQUAL = 1 };
 
+/* How units of a bundle are cached. Numbers are pinned; gaps are for later members. */
+enum {
+  SBR_CACHE_AUTO = 0,   /* the best known one */
+  SBR_CACHE_LRU = 10,   /* least recently used */
+  SBR_CACHE_LFU = 20,   /* least frequently used, counts halved now and then */
+  SBR_CACHE_REUSE = 30, /* the longest expected time to the next use, from each unit's frequency and its layer's turn */
+  SBR_CACHE_STATIC = 50, /* simulation only: the most frequent units of the whole trace, loaded once */
+  SBR_CACHE_BELADY = 60  /* simulation only: the next use is known */
+};
+
+/* How units are read. */
+enum { SBR_IO_AUTO = 0, SBR_IO_PREAD = 10, SBR_IO_URING = 20 };
+enum { SBR_DIRECT_AUTO = 0, SBR_DIRECT_ON = 1, SBR_DIRECT_OFF = 2 };
+
+/* Which units are read before they are needed. Experts that the pre-attention router chose are always asked for before
+ * attention runs. */
+enum {
+  SBR_PREFETCH_AUTO = 0,
+  SBR_PREFETCH_EXACT = 10,     /* no more than that */
+  SBR_PREFETCH_NEXT_LAYER = 20 /* also the next layer's likely experts: its router applied to this layer's stream */
+};
+
+/* When a unit's checksum is compared. */
+enum { SBR_VERIFY_FIRST = 0, SBR_VERIFY_EVERY = 1, SBR_VERIFY_NEVER = 2 };
+
 typedef struct sbr_session_options {
   uint32_t struct_size;
   uint32_t n_threads;   /* 0: one per CPU that the process may use; else at most 256 */
@@ -205,6 +238,15 @@ typedef struct sbr_session_options {
   uint32_t lm_head_skipped; /* SBR_SKIPPED_* */
   uint32_t phase_timing;    /* 1: fill the ns_* counters */
   uint32_t row_split;       /* SBR_SPLIT_* */
+  /* The rest is for models with a bundle; without one they must be 0. */
+  uint64_t cache_bytes;    /* memory for units, at most; lowered to what all units take */
+  uint32_t cache_policy;   /* SBR_CACHE_* */
+  uint32_t io;             /* SBR_IO_* */
+  uint32_t io_threads;     /* SBR_IO_PREAD: 0: 4 */
+  uint32_t io_direct;      /* SBR_DIRECT_* */
+  uint32_t prefetch;       /* SBR_PREFETCH_* */
+  uint32_t verify;         /* SBR_VERIFY_* */
+  uint32_t record_routing; /* 1: sbr_session_get_routing (needs no bundle) */
 } sbr_session_options;
 
 /* How far the sparse FFN reaches, as effective. */
@@ -230,6 +272,13 @@ typedef struct sbr_session_info {
                              * experts' plan, counters and thread stacks */
   uint32_t sparse_ffn_auto; /* 1: sparse_ffn says how far it reaches in layers that use it */
   uint32_t row_split;       /* SBR_SPLIT_* */
+  uint32_t cache_units;     /* units that the cache holds; 0: no bundle */
+  uint64_t cache_bytes;     /* their memory, as allocated */
+  uint64_t cache_bytes_min; /* the least cache_bytes with which a session can be created */
+  uint32_t cache_policy;    /* SBR_CACHE_*, as effective, like the rest */
+  uint32_t io;
+  uint32_t io_direct; /* SBR_DIRECT_ON or SBR_DIRECT_OFF */
+  uint32_t prefetch;
 } sbr_session_info;
 
 /* Fills defaults (1 thread, auto ISA, n_ctx 4096, n_batch 64, f16 KV, dense, threshold 0, phase
@@ -240,6 +289,10 @@ SBR_API void sbr_session_options_init(sbr_session_options* options);
  * available here, sparse_ffn without ReLU experts, sparse_lm_head without predictor), MEMORY. */
 SBR_API sbr_status sbr_session_create(const sbr_model* model, const sbr_session_options* options, sbr_session** session,
                                       sbr_error* error);
+/* What sbr_session_create would allocate (kv_bytes, scratch_bytes, cache_bytes, cache_bytes_min, n_threads, n_ctx,
+ * n_batch), allocating nothing; a cache_bytes below the minimum is no error here. */
+SBR_API sbr_status sbr_session_plan(const sbr_model* model, const sbr_session_options* options, sbr_session_info* out,
+                                    sbr_error* error);
 SBR_API void sbr_session_free(sbr_session* session);
 SBR_API sbr_status sbr_session_get_info(const sbr_session* session, sbr_session_info* out, sbr_error* error);
 
@@ -339,112 +392,48 @@ SBR_API sbr_status sbr_session_get_layer_counters(const sbr_session* session, ui
 /* How often each expert of a layer was selected: counts[n_expert]. */
 SBR_API sbr_status sbr_session_get_expert_counts(const sbr_session* session, uint32_t layer, uint64_t* counts,
                                                  uint32_t n_expert, sbr_error* error);
+
+/* Units of a bundle since creation or the last reset. A step asks once for each unit that a layer needs. */
+typedef struct sbr_cache_counters {
+  uint32_t struct_size;
+  uint32_t reserved;
+  uint64_t requests;
+  uint64_t hits;            /* was there, loaded */
+  uint64_t hits_on_the_way; /* a guess was loading it */
+  uint64_t loads;           /* units read from storage, guesses included */
+  uint64_t bytes_read;      /* from storage */
+  uint64_t evictions;
+  uint64_t guesses;           /* SBR_PREFETCH_NEXT_LAYER: units that were not there and were asked for early */
+  uint64_t guesses_used;      /* acquired before they were evicted */
+  uint64_t guesses_cancelled; /* given up before they were read */
+  uint64_t predicted;         /* experts that the next layer's guess named, there or not */
+  uint64_t predicted_right;   /* of these, chosen */
+  uint64_t late;              /* requests for which a thread had to wait */
+  uint64_t ns_wait;    /* thread 0 waiting for units (part of ns_ffn's wall time; for layers of ns_attention's) */
+  uint64_t ns_io_busy; /* wall time with at least one read under way */
+  uint64_t verified;   /* checksums compared */
+} sbr_cache_counters;
+
+SBR_API sbr_status sbr_session_get_cache_counters(const sbr_session* session, sbr_cache_counters* out,
+                                                  sbr_error* error);
 SBR_API sbr_status sbr_session_reset_counters(sbr_session* session, sbr_error* error);
 
-/* ---- synthetic models ---------------------------------------------------------------------- */
-/* Return non-zero to stop; the unfinished file is then removed. */
-typedef int32_t (*sbr_progress)(void* user, uint64_t done_bytes, uint64_t total_bytes);
-
-/* A model at given shapes with random weights and set statistics. The same spec gives the same bytes
- * on every machine. Shares are in 1/1000. */
-typedef struct sbr_synth_spec {
-  uint32_t struct_size;
-  uint32_t n_layer;
-  uint32_t n_embd;
-  uint32_t n_head;
-  uint32_t n_head_kv;
-  uint32_t head_dim;
-  uint32_t n_ff;
-  uint32_t n_expert; /* 0: dense FFN (qwen3, llama, gemma3n) */
-  uint32_t n_expert_used;
-  uint32_t n_vocab;
-  uint32_t n_ctx_train;
-  uint32_t sliding_window; /* smallthinker: 0 or the window; gemma3n: the window */
-  uint32_t tied_output;
-  uint32_t transposed_down; /* 1: expert down matrices as [D,F] */
-  uint32_t predictor_rank;  /* smallthinker: 0 or the lm_head predictor's rank */
-  uint32_t weight_type;     /* SBR_TYPE_* of the matrices */
-  uint64_t seed;
-  float rope_freq_base;
-  float rms_eps;
-  const uint16_t* zero_share; /* [n_layer] ReLU zeros per layer; NULL for models without ReLU */
-  uint32_t hot_experts;       /* this many experts of each layer are preferred ... */
-  uint32_t hot_share;         /* ... so that they take about this share of selections; 0: no skew */
-  uint32_t lm_head_keep;      /* share of rows that the predictor keeps at threshold 0 */
-  char architecture[32];      /* "smallthinker", "qwen3", "qwen3moe", "llama"; "gemma3n" is written, not run */
-  char name[96];
-} sbr_synth_spec;
-
-/* The size of the file that sbr_synth_write would write. */
-SBR_API sbr_status sbr_synth_size(const sbr_synth_spec* spec, uint64_t* bytes, sbr_error* error);
-
-/* Writes `path` atomically (through `path`.part). `progress` may be NULL. */
-SBR_API sbr_status sbr_synth_write(const sbr_synth_spec* spec, const char* path, sbr_progress progress, void* user,
-                                   sbr_error* error);
-
-/* ---- what the machine can do (roofline) ------------------------------------------------------ */
-typedef struct sbr_probe_options {
-  uint32_t struct_size;
-  uint32_t n_threads;
-  const uint32_t* cpus; /* as in sbr_session_options */
-  uint32_t n_cpus;
-  uint32_t row_bytes;    /* gather: bytes of one row; storage: bytes of one read */
-  uint64_t buffer_bytes; /* memory probes: working set over all threads; make it exceed the caches */
-  uint64_t duration_ns;  /* how long to measure */
-  uint32_t direct;       /* storage: 1 to bypass the page cache (O_DIRECT) */
-  uint32_t reserved;
-} sbr_probe_options;
-
-typedef struct sbr_probe_result {
-  uint32_t struct_size;
-  uint32_t n_threads;
-  uint64_t bytes;
-  uint64_t ns;
-  uint64_t operations; /* rows gathered, or reads done */
-} sbr_probe_result;
-
-/* Streaming reads of a private buffer by all threads at once. */
-SBR_API sbr_status sbr_probe_read(const sbr_probe_options* options, sbr_probe_result* out, sbr_error* error);
-/* Reads of whole rows in random order, addresses known in advance (as a sparse FFN's are). */
-SBR_API sbr_status sbr_probe_gather(const sbr_probe_options* options, sbr_probe_result* out, sbr_error* error);
-/* Random aligned reads of row_bytes from an existing file by n_threads threads. */
-SBR_API sbr_status sbr_probe_storage(const char* path, const sbr_probe_options* options, sbr_probe_result* out,
-                                     sbr_error* error);
-
-/* ---- one kernel at a time (benchmarks) -------------------------------------------------------- */
-typedef struct sbr_kernel_bench sbr_kernel_bench;
-
-enum {
-  SBR_KERNEL_GEMV = 0,        /* all rows times one token */
-  SBR_KERNEL_GATHER_GEMV = 1, /* the kept rows times one token */
-  SBR_KERNEL_GEMM = 2,        /* all rows times n_tokens */
-  SBR_KERNEL_AXPY_ROWS = 3,   /* sum of the kept rows */
-  SBR_KERNEL_QUANTISE = 4     /* n_cols activations of one token; no weights */
-};
-
-typedef struct sbr_kernel_bench_options {
-  uint32_t struct_size;
-  uint32_t isa;         /* SBR_ISA_* */
-  uint32_t kernel;      /* SBR_KERNEL_* */
-  uint32_t weight_type; /* SBR_TYPE_*; of GEMV and GEMM also that + 32: interleaved */
-  uint32_t n_rows;      /* interleaved: a multiple of 16 */
-  uint32_t n_cols;      /* a multiple of 32, and of the type's block */
-  uint32_t n_tokens;    /* GEMM only */
-  uint32_t keep;        /* GATHER_GEMV and AXPY_ROWS: 1/1000 of the rows, scattered */
-} sbr_kernel_bench_options;
-
-/* Makes weights (at most 4 GiB) and inputs for one kernel of one instruction set. Errors: ARGUMENT, UNSUPPORTED
- * (ISA not available here, or a type without that kernel), MEMORY. */
-SBR_API sbr_status sbr_kernel_bench_create(const sbr_kernel_bench_options* options, sbr_kernel_bench** bench,
-                                           sbr_error* error);
-/* Calls the kernel `calls` times on the calling thread: `bytes` of weight rows read (QUANTISE: of floats), `ns` for all
- * calls together, `operations` multiply-adds (QUANTISE: values). */
-SBR_API sbr_status sbr_kernel_bench_run(sbr_kernel_bench* bench, uint32_t calls, sbr_probe_result* out,
-                                        sbr_error* error);
-SBR_API void sbr_kernel_bench_free(sbr_kernel_bench* bench);
+/* ---- routing ------------------------------------------------------------------------------- */
+/* A routing is experts[n_tokens][n_layer][n_expert_used], ascending in each set. */
+/* The experts chosen since creation or the last reset of counters, with record_routing. Writes at most `capacity`
+ * tokens; *n_tokens (may be NULL) receives how many there are. Errors: STATE (not recorded), ARGUMENT (a dense model).
+ */
+SBR_API sbr_status sbr_session_get_routing(const sbr_session* session, uint16_t* experts, uint64_t capacity,
+                                           uint64_t* n_tokens, sbr_error* error);
+/* From now on the token at position p uses experts[p % n_tokens] whatever its router says; the weights are those that
+ * the router gives to these experts. Copies the table. NULL: the router chooses again. */
+SBR_API sbr_status sbr_session_replay_routing(sbr_session* session, const uint16_t* experts, uint64_t n_tokens,
+                                              sbr_error* error);
 
 #ifdef __cplusplus
 }
 #endif
+
+#include "sbr/tools.h"
 
 #endif /* SBR_SBR_H */

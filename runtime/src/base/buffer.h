@@ -21,8 +21,9 @@ class Buffer {
   static constexpr size_t kAlignment = 64;
 
   Buffer() = default;
-  explicit Buffer(size_t size) : size_(size) {
-    if (size == 0) return;
+  // `allocate` false: only its size is asked for, and there is no memory.
+  explicit Buffer(size_t size, bool allocate = true) : size_(size) {
+    if (size == 0 || !allocate) return;
     if (size > SIZE_MAX / sizeof(T)) throw std::bad_alloc();
     data_ = static_cast<T*>(::operator new(size * sizeof(T), std::align_val_t(kAlignment)));
     for (size_t i = 0; i < size; ++i) data_[i] = T();

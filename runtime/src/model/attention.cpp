@@ -51,7 +51,7 @@ void prepare_rope(Worker& worker) {
 
 void project_qkv(Worker& worker, uint32_t l) {
   Step& step = worker.step;
-  const LayerWeights& layer = step.weights.layers[l];
+  const LayerWeights& layer = worker.layer(l);
   const Matrix* matrices[3] = {&layer.attn_q, &layer.attn_k, &layer.attn_v};
   float* outputs[3] = {step.ws.q.data(), step.ws.k.data(), step.ws.v.data()};
 
@@ -76,7 +76,7 @@ void project_qkv(Worker& worker, uint32_t l) {
 void position_and_store(Worker& worker, uint32_t l) {
   Step& step = worker.step;
   const Config& c = step.config;
-  const LayerWeights& layer = step.weights.layers[l];
+  const LayerWeights& layer = worker.layer(l);
   // Units: the q heads, then the k heads, then the v heads of a token.
   const uint32_t units = c.n_head + 2 * c.n_head_kv;
   const Range mine = share(size_t{step.n_tokens} * units, 1, worker.tid, worker.n_threads);
@@ -129,7 +129,7 @@ void attend_heads(Worker& worker, uint32_t l, uint32_t t, uint32_t head, uint32_
     step.kv.mix(step.kernels, l, head_kv, first + p, std::min(kPositions, n - p), scores + p, n, n_heads, out);
   }
   worker.expect_finite(out, size_t{n_heads} * c.head_dim);
-  if (reads_quantised(step.weights.layers[l].attn_output)) {
+  if (reads_quantised(worker.layer(l).attn_output)) {
     step.ws.attended.quantise(step.kernels, t, size_t{head} * c.head_dim, size_t{head + n_heads} * c.head_dim);
   }
   // Counted once per group: the first head's thread reads them for all, as far as caches go.
@@ -152,7 +152,7 @@ void attend(Worker& worker, uint32_t l) {
 
 void project_output(Worker& worker, uint32_t l) {
   Step& step = worker.step;
-  const Matrix& w = step.weights.layers[l].attn_output;
+  const Matrix& w = worker.layer(l).attn_output;
   const size_t D = step.config.n_embd;
   const Range mine = worker.part(D, kRowGranule);
   multiply(step.kernels, w, mine, step.ws.attended.views.data(), step.n_tokens, step.ws.residual.data(), D);

@@ -5,7 +5,7 @@ namespace sbr {
 void activate_dense(Worker& worker, uint32_t l) {
   Step& step = worker.step;
   Workspace& ws = step.ws;
-  const LayerWeights& layer = step.weights.layers[l];
+  const LayerWeights& layer = worker.layer(l);
   const size_t F = step.config.n_ff;
   const Activation* input = worker.normed().views.data();
   const Range mine = worker.part(F, kRowGranule);
@@ -25,7 +25,7 @@ void activate_dense(Worker& worker, uint32_t l) {
 
 void project_dense(Worker& worker, uint32_t l) {
   Step& step = worker.step;
-  const Matrix& down = step.weights.layers[l].down;
+  const Matrix& down = worker.layer(l).down;
   const size_t D = step.config.n_embd;
   const Range mine = worker.part(D, kRowGranule);
   multiply(step.kernels, down, mine, step.ws.hidden.views.data(), step.n_tokens, step.ws.residual.data(), D);

@@ -4,6 +4,7 @@
 #include <algorithm>
 
 #include "model/attention.h"
+#include "model/cached_experts.h"
 #include "model/dense_ffn.h"
 #include "model/lm_head.h"
 #include "model/router.h"
@@ -52,7 +53,7 @@ void add_residual(Worker& worker, size_t token) {
 void finish_layer_and_normalise(Worker& worker, uint32_t l) {
   Step& step = worker.step;
   const bool last = l == step.config.n_layer;
-  const LayerWeights* layer = last ? nullptr : &step.weights.layers[l];
+  const LayerWeights* layer = last ? nullptr : &worker.layer(l);
   const float* norm = last ? step.weights.output_norm : layer->attn_norm;
   const bool quantise =
       last ? reads_quantised(step.weights.output) || step.weights.predictor_rank != 0
@@ -67,24 +68,23 @@ void finish_layer_and_normalise(Worker& worker, uint32_t l) {
 
 // The weights that are needed next, for idle moments.
 void fetch_attention_ahead(Worker& worker, uint32_t l) {
-  const Weights& weights = worker.step.weights;
   if (l == worker.step.config.n_layer) {
-    if (worker.step.logits_of != LogitsOf::kNone) {
-      worker.fetch_ahead(weights.output, row_share(worker, weights.output.rows));
-    }
+    const Matrix& output = worker.step.weights.output;
+    if (worker.step.logits_of != LogitsOf::kNone) worker.fetch_ahead(output, row_share(worker, output.rows));
     return;
   }
-  const LayerWeights& layer = weights.layers[l];
+  if (worker.step.stream != nullptr && !worker.step.stream->arrived(l)) return;
+  const LayerWeights& layer = worker.layer(l);
   const Range mine = row_share(worker, layer.attn_q.rows + layer.attn_k.rows + layer.attn_v.rows);
   if (mine.begin < layer.attn_q.rows)
     worker.fetch_ahead(layer.attn_q, {mine.begin, std::min(mine.end, layer.attn_q.rows)});
 }
 
 void fetch_gate_ahead(Worker& worker, uint32_t l) {
-  const Matrix& gate = worker.step.weights.layers[l].gate;
+  const Matrix& gate = worker.layer(l).gate;
   if (worker.step.config.n_expert == 0) {
     worker.fetch_ahead(gate, row_share(worker, gate.rows));
-  } else if (!worker.step.config.router_after_attention) {
+  } else if (!worker.step.config.router_after_attention && worker.step.cached == nullptr) {
     const ExpertPlan& plan = worker.step.ws.plan;
     const uint32_t s = plan.segment_begin[worker.tid];
     if (s == plan.segment_begin[worker.tid + 1]) return;
@@ -92,6 +92,12 @@ void fetch_gate_ahead(Worker& worker, uint32_t l) {
     const size_t first = size_t{plan.groups[segment.group].expert} * worker.step.config.n_ff;
     worker.fetch_ahead(gate, {first + segment.row_begin, first + segment.row_end});
   }
+}
+
+// Thread 0, when nothing is left to do but the experts: which of them have arrived.
+void settle_experts(Worker& worker) {
+  Step& step = worker.step;
+  if (worker.first() && step.cached != nullptr) step.cached->settle(step.ws.plan);
 }
 
 // residual [T][D] = attention(norm(x)). Also chooses the experts if their router reads the stream before attention.
@@ -108,8 +114,8 @@ void attention_block(Worker& worker, uint32_t l) {
   if (step.stopped) return;  // thread 0's word, passed on by the barrier
 
   if (experts) {
-    select_experts(worker,
-                   share(step.n_tokens, 1, worker.tid, worker.n_threads));  // plan: K experts and weights per token
+    const Range mine = share(step.n_tokens, 1, worker.tid, worker.n_threads);
+    select_experts(worker, l, mine);  // plan: K experts and weights per token
     worker.lap(&Tally::ns_router);
   }
   position_and_store(worker, l);  // RoPE; the cache grows by T positions
@@ -117,7 +123,7 @@ void attention_block(Worker& worker, uint32_t l) {
   worker.barrier();
 
   if (experts) {
-    plan_experts(worker, l);  // plan: tokens by expert, neurons by thread
+    plan_experts(worker, l);  // plan: tokens by expert, neurons by thread; asks for what is on storage
     worker.lap(&Tally::ns_router);
   }
   attend(worker, l);  // attended [T][H * d]
@@ -125,6 +131,7 @@ void attention_block(Worker& worker, uint32_t l) {
 
   project_output(worker, l);  // residual [T][D]
   fetch_gate_ahead(worker, l);
+  if (experts) settle_experts(worker);
   worker.lap(&Tally::ns_attention);
   worker.barrier();
 }
@@ -136,18 +143,19 @@ void route_after_attention(Worker& worker, uint32_t l) {
   worker.barrier();
   // All by one thread: a token's top 8 of 128 take less than the barrier after sharing the tokens out would.
   if (worker.first()) {
-    select_experts(worker, {0, worker.step.n_tokens});
+    select_experts(worker, l, {0, worker.step.n_tokens});
     plan_experts(worker, l);
+    settle_experts(worker);
   }
   worker.lap(&Tally::ns_router);
   worker.barrier();
 }
 
 // x [T][D] -> x + attention's residual, and FFN(norm(x)) for finish_layer_and_normalise to add: residual [T][D], or
-// with experts expert_out [T * K][D].
-void ffn_block(Worker& worker, uint32_t l) {
+// with experts expert_out [T * K][D]. False, on every thread: weights could not be read.
+bool ffn_block(Worker& worker, uint32_t l) {
   Step& step = worker.step;
-  const LayerWeights& layer = step.weights.layers[l];
+  const LayerWeights& layer = worker.layer(l);
   const bool quantise = reads_quantised(layer.gate) || reads_quantised(layer.up);
   const Range mine = worker.tokens();
   for (size_t t = mine.begin; t < mine.end; ++t) {
@@ -160,20 +168,24 @@ void ffn_block(Worker& worker, uint32_t l) {
   if (step.config.router_after_attention) route_after_attention(worker, l);
   const bool clocked = worker.first() && step.sparsity.automatic();
   const uint64_t begin = clocked ? Worker::now() : 0;
+  const uint64_t waited = clocked && step.cached != nullptr ? step.cached->ns_wait() : 0;
   if (step.config.n_expert == 0) {
     activate_dense(worker, l);  // hidden [T][F]
     worker.barrier();
     project_dense(worker, l);  // residual [T][D]
+    worker.release_layer(l);
     fetch_attention_ahead(worker, l + 1);
   } else {
-    activate_neurons(worker, l);  // active neurons of every (token, expert)
-    worker.barrier();
-    project_down(worker, l);  // expert_out [T * K][D]
+    if (!compute_experts(worker, l)) return false;  // expert_out [T * K][D]
     fetch_attention_ahead(worker, l + 1);
   }
   worker.lap(&Tally::ns_ffn);
   worker.barrier();
-  if (clocked) step.ws.ffn_ns[l] = Worker::now() - begin;
+  if (clocked) {
+    const uint64_t idle = step.cached == nullptr ? 0 : step.cached->ns_wait() - waited;
+    step.ws.ffn_ns[l] = Worker::now() - begin - idle;
+  }
+  return true;
 }
 
 void lm_head(Worker& worker) {
@@ -190,6 +202,9 @@ void lm_head(Worker& worker) {
 
 void run_thread(Step& step, uint32_t tid) {
   Worker worker(step, tid);
+  const auto fail = [&] {
+    if (worker.first()) step.failed = true;
+  };
   embed(worker);
   prepare_rope(worker);
   // No barrier: the first norm reads only tokens that this thread embedded.
@@ -198,9 +213,10 @@ void run_thread(Step& step, uint32_t tid) {
     finish_layer_and_normalise(worker, l);  // normed [T][D]
     worker.lap(&Tally::ns_attention);
     worker.token_barrier();
+    if (!worker.await_layer(l)) return fail();
     attention_block(worker, l);
     if (step.stopped) return;
-    ffn_block(worker, l);
+    if (!ffn_block(worker, l)) return fail();
   }
   if (step.logits_of == LogitsOf::kNone) return worker.finish();
   finish_layer_and_normalise(worker, step.config.n_layer);
@@ -220,7 +236,8 @@ bool forward(Step& step) {
     if (timed && tid == 0) ended = Worker::now();
   });
   if (timed) step.tallies[0].ns_barrier += Worker::now() - ended;
-  return !step.stopped;
+  if (step.cached != nullptr) step.failed ? step.cached->abandon() : step.cached->release();
+  return !step.stopped && !step.failed;
 }
 
 }  // namespace sbr

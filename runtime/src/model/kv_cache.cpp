@@ -8,24 +8,26 @@
 namespace sbr {
 namespace {
 
-size_t cache_bytes(const Config& c, uint32_t n_ctx, uint32_t element_bytes) {
+uint32_t element_bytes_of(uint32_t type) { return type == SBR_TYPE_F16 ? 2 : 4; }
+
+}  // namespace
+
+uint64_t KvCache::bytes_for(const Config& c, uint32_t n_ctx, uint32_t type) {
   size_t bytes = 0;
-  if (__builtin_mul_overflow(size_t{2} * element_bytes * c.kv_dim(), size_t{n_ctx}, &bytes) ||
+  if (__builtin_mul_overflow(size_t{2} * element_bytes_of(type) * c.kv_dim(), size_t{n_ctx}, &bytes) ||
       __builtin_mul_overflow(bytes, size_t{c.n_layer}, &bytes)) {
     throw std::bad_alloc();
   }
   return bytes;
 }
 
-}  // namespace
-
 KvCache::KvCache(const Config& config, uint32_t n_ctx, uint32_t type, bool touch)
     : n_ctx_(n_ctx),
       n_head_kv_(config.n_head_kv),
       head_dim_(config.head_dim),
       type_(type),
-      element_bytes_(type == SBR_TYPE_F16 ? 2 : 4),
-      pages_(cache_bytes(config, n_ctx, element_bytes_), touch) {
+      element_bytes_(element_bytes_of(type)),
+      pages_(bytes_for(config, n_ctx, type), touch) {
   if (touch) pages_.touch();
 }
 

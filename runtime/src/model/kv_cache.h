@@ -15,6 +15,7 @@ class KvCache {
   // `type` is SBR_TYPE_F16 or SBR_TYPE_F32. `touch`: make every page resident now.
   KvCache(const Config& config, uint32_t n_ctx, uint32_t type, bool touch);
 
+  static uint64_t bytes_for(const Config& config, uint32_t n_ctx, uint32_t type);
   uint32_t n_ctx() const { return n_ctx_; }
   uint32_t type() const { return type_; }
   uint64_t bytes() const { return pages_.bytes(); }

@@ -51,13 +51,40 @@ Model::Model(const std::string& path, const sbr_model_options& options) {
   weights_ = bind_weights(gguf, bytes, config_);
 
   if (config_.relu_experts()) down_layout_ = weights_.transposed_down ? SBR_DOWN_TRANSPOSED : SBR_DOWN_STANDARD;
+  if (options.bundle != nullptr) open_bundle(options);
   if (options.requantise_down != 0 && down_layout_ == SBR_DOWN_STANDARD) requantise_down(path);
   if (options.load_mode == SBR_LOAD_REPACK) repacked_ = repack(file_, config_, options.gathers, &weights_);
   if (options.populate != 0) touch_weights();
+  // What is read from now on is a row of embeddings here and there. Reading around it (8 MiB on some machines) would
+  // fill the memory that a limit leaves.
+  if (options.load_mode == SBR_LOAD_REPACK) file_.read_randomly();
 
   load_ns_ = static_cast<uint64_t>(std::chrono::nanoseconds(std::chrono::steady_clock::now() - begin).count());
 
   for (const std::string& sentence : warnings) warnings_ += (warnings_.empty() ? "" : "\n") + sentence;
+}
+
+// Its matrices are left in the file and out of repack(); what they are comes from the bundle.
+void Model::open_bundle(const sbr_model_options& options) {
+  if (options.load_mode != SBR_LOAD_REPACK) {
+    throw Error(SBR_ERR_ARGUMENT,
+                "options->bundle needs options->load_mode 2 (repack): a bundle holds matrices as that lays them out");
+  }
+  if (options.requantise_down != 0) {
+    throw Error(
+        SBR_ERR_ARGUMENT,
+        "options->requantise_down cannot be had with options->bundle, which holds down matrices as the file has "
+        "them; load the model without a bundle, or a file whose down matrices are transposed");
+  }
+  bundle_ = std::make_unique<Bundle>(Bundle::open(options.bundle));
+  bundle_->require(config_, weights_, options.gathers, options.digest == nullptr ? "" : options.digest);
+  for (uint32_t l = 0; l < config_.n_layer; ++l) {
+    for (const BundlePart& part : bundle_->parts(l)) {
+      Matrix& matrix = weights_.layers[l].*part.member;
+      matrix.data = nullptr;
+      matrix.type = part.view.type;
+    }
+  }
 }
 
 // [F,D] per expert, quantised along F, becomes [D,F], quantised along D.
@@ -102,13 +129,14 @@ void Model::requantise_down(const std::string& path) {
 // What the model reads, not the whole file: matrices that were re-quantised have given their pages back.
 void Model::touch_weights() const {
   const auto touch = [](const void* data, uint64_t bytes) {
+    if (data == nullptr) return;  // there is none, or it is in a bundle
     volatile uint8_t sink = 0;
     const auto* at = static_cast<const uint8_t*>(data);
     for (uint64_t i = 0; i < bytes; i += page_size()) sink = at[i];
     if (bytes != 0) sink = at[bytes - 1];
     (void)sink;
   };
-  const auto touch_norm = [&](const float* norm, uint32_t n) { touch(norm, norm == nullptr ? 0 : n * sizeof(float)); };
+  const auto touch_norm = [&](const float* norm, uint32_t n) { touch(norm, n * sizeof(float)); };
   for (const Matrix* m : {&weights_.token_embd, &weights_.output, &weights_.predictor_fc1, &weights_.predictor_fc2})
     touch(m->data, m->bytes());
   touch_norm(weights_.output_norm, config_.n_embd);
@@ -151,6 +179,11 @@ sbr_model_info Model::info() const {
   info.load_ns = load_ns_;
   info.anonymous_bytes = copy_.bytes() + repacked_.bytes();
   for (const Pages& pages : requantised_) info.anonymous_bytes += pages.bytes();
+  if (bundle_ != nullptr) {
+    info.bundle_bytes = bundle_->n_units() * bundle_->unit_bytes();
+    info.unit_bytes = bundle_->unit_bytes();
+    info.bundle_kind = bundle_->kind();
+  }
   copy_text(c.architecture, info.architecture, sizeof info.architecture);
   copy_text(c.name, info.name, sizeof info.name);
   return info;

@@ -7,6 +7,7 @@
 
 #include "base/thread_pool.h"
 #include "kernels/kernels.h"
+#include "model/layout.h"
 #include "quant/interleave.h"
 #include "sbr/sbr.h"
 
@@ -25,44 +26,51 @@ struct Move {
   bool interleave;
 };
 
-bool whole_tiles(const Matrix& matrix, uint64_t rows_of_each) {
-  return can_interleave(matrix.type) && rows_of_each % kInterleavedRows == 0;
-}
+struct Norm {
+  const float** at;
+  size_t n;
+};
 
-// Which matrices move, and how.
+uint64_t aligned(uint64_t bytes) { return (bytes + kAlignment - 1) / kAlignment * kAlignment; }
+
+// What moves, and how.
 class Plan {
  public:
   Plan(const MappedFile& file, const Config& config, uint32_t gathers, Weights* weights) : file_(file) {
     for (LayerWeights& layer : weights->layers) {
-      // One run of rows is dealt out to the threads, so that one matrix of odd rows would shift the next one's tiles.
-      Matrix* const qkv[3] = {&layer.attn_q, &layer.attn_k, &layer.attn_v};
-      const bool tiles =
-          std::all_of(qkv, qkv + 3, [](const Matrix* matrix) { return whole_tiles(*matrix, matrix->rows); });
-      for (Matrix* matrix : qkv) add(matrix, tiles);
-      add(&layer.attn_output, whole_tiles(layer.attn_output, layer.attn_output.rows));
+      for (const PlacedMatrix& placed : place_matrices(layer, config, weights->transposed_down, gathers))
+        add(&(layer.*placed.member), placed.interleave);
       add(&layer.router, false);
-      // Tiles must not reach from one expert into the next.
-      add(&layer.gate, whole_tiles(layer.gate, config.n_ff));
-      add(&layer.up, (gathers & SBR_GATHER_UP) == 0 && whole_tiles(layer.up, config.n_ff));
-      add(&layer.down, !weights->transposed_down && whole_tiles(layer.down, config.n_embd));
     }
     add(&weights->output, (gathers & SBR_GATHER_OUTPUT) == 0 && whole_tiles(weights->output, weights->output.rows));
     for (Matrix* matrix : {&weights->predictor_fc1, &weights->predictor_fc2})
       add(matrix, whole_tiles(*matrix, matrix->rows));
+    for (LayerWeights& layer : weights->layers) {
+      for (const float** norm : {&layer.attn_norm, &layer.ffn_norm}) add(norm, config.n_embd);
+      for (const float** norm : {&layer.attn_q_norm, &layer.attn_k_norm}) add(norm, config.head_dim);
+    }
+    add(&weights->output_norm, config.n_embd);
   }
 
   const std::vector<Move>& moves() const { return moves_; }
+  const std::vector<Norm>& norms() const { return norms_; }
   uint64_t bytes() const { return bytes_; }
 
  private:
   void add(Matrix* matrix, bool interleave) {
     if (!*matrix || matrix->data < file_.data() || matrix->data >= file_.data() + file_.size()) return;
     moves_.push_back({matrix, interleave});
-    bytes_ += (matrix->bytes() + kAlignment - 1) / kAlignment * kAlignment;
+    bytes_ += aligned(matrix->bytes());
+  }
+  void add(const float** norm, size_t n) {
+    if (*norm == nullptr) return;
+    norms_.push_back({norm, n});
+    bytes_ += aligned(n * sizeof(float));
   }
 
   const MappedFile& file_;
   std::vector<Move> moves_;
+  std::vector<Norm> norms_;
   uint64_t bytes_ = 0;
 };
 
@@ -101,7 +109,11 @@ Pages repack(const MappedFile& file, const Config& config, uint32_t gathers, Wei
     }
     matrix.data = to;
     if (m.interleave) matrix.type += kInterleaved;
-    to += (matrix.bytes() + kAlignment - 1) / kAlignment * kAlignment;
+    to += aligned(matrix.bytes());
+  }
+  for (const Norm& norm : plan.norms()) {
+    *norm.at = static_cast<const float*>(std::memcpy(to, *norm.at, norm.n * sizeof(float)));
+    to += aligned(norm.n * sizeof(float));
   }
   if (weights->tied_output) weights->token_embd = weights->output;
 

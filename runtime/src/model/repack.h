@@ -12,8 +12,9 @@
 namespace sbr {
 
 // Points `weights` into the returned memory. `gathers`: SBR_GATHER_*. What was copied is given back from the mapping
-// piece by piece, so that the process never holds more than a few MB twice. Untied embeddings and norms, of which a
-// token reads a row or two, stay mapped; so do matrices that lie elsewhere (re-quantised ones).
+// piece by piece, so that the process never holds more than a few MB twice. Norms move too: they lie
+// between the matrices, so that each would bring pages that nobody needs. Untied embeddings, of which a token reads a
+// row, stay mapped; matrices that lie elsewhere (re-quantised ones, or in a bundle) stay what they are.
 Pages repack(const MappedFile& file, const Config& config, uint32_t gathers, Weights* weights);
 
 }  // namespace sbr

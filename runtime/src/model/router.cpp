@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "base/det_math.h"
+#include "model/cached_experts.h"
 
 namespace sbr {
 namespace {
@@ -25,7 +26,7 @@ void group_by_expert(Step& step, uint32_t l) {
     plan.cursor[e] = first;
     if (count == 0) continue;
     step.expert_counts[size_t{l} * E + e] += count;
-    plan.groups.push_back({e, first, count, 0, 0});
+    plan.groups.push_back({e, first, count, 0, 0, nullptr, nullptr, nullptr, 0});
     first += count;
   }
   for (size_t i = 0; i < entries; ++i) {
@@ -37,11 +38,48 @@ void group_by_expert(Step& step, uint32_t l) {
   }
 }
 
+// Where experts lie that are in memory.
+void place_experts(Step& step, const LayerWeights& layer) {
+  ExpertPlan& plan = step.ws.plan;
+  const uint32_t F = step.config.n_ff;
+  const uint64_t down_rows = layer.down.rows / step.config.n_expert;
+  plan.one_gather = true;
+  for (ExpertGroup& group : plan.groups) {
+    group.gate = layer.gate.row(uint64_t{group.expert} * F);
+    group.down = layer.down.row(group.expert * down_rows);
+    group.rows_of_up = layer.up.data;
+    group.up_row = group.expert * F;
+  }
+}
+
+uint32_t piece_of(const Step& step) { return step.n_tokens == 1 ? step.config.n_ff : kBatchSegment; }
+
+// Every thread has a part of every expert, since nobody knows when each of them arrives.
+void split_neurons(Step& step, uint32_t n_threads) {
+  ExpertPlan& plan = step.ws.plan;
+  const uint32_t piece = piece_of(step);
+  plan.segments.clear();
+  plan.split_begin.clear();
+  for (uint32_t g = 0; g < plan.groups.size(); ++g) {
+    plan.groups[g].segment_begin = static_cast<uint32_t>(plan.segments.size());
+    for (uint32_t tid = 0; tid < n_threads; ++tid) {
+      plan.split_begin.push_back(static_cast<uint32_t>(plan.segments.size()));
+      const Range mine = step.balance.share(step.config.n_ff, kRowGranule, tid);
+      const uint32_t end = static_cast<uint32_t>(mine.end);
+      for (uint32_t row = static_cast<uint32_t>(mine.begin); row < end; row += piece)
+        plan.segments.push_back({g, row, std::min(end, row + piece), 0});
+    }
+    plan.groups[g].segment_end = static_cast<uint32_t>(plan.segments.size());
+  }
+  plan.split_begin.push_back(static_cast<uint32_t>(plan.segments.size()));
+}
+
+// Contiguous shares of all experts' neurons, each expert's in as few pieces as can be.
 void deal_neurons(Step& step, uint32_t n_threads) {
   ExpertPlan& plan = step.ws.plan;
   const uint32_t F = step.config.n_ff;
   const uint64_t granules = (F + kRowGranule - 1) / kRowGranule;
-  const uint32_t piece = step.n_tokens == 1 ? F : kBatchSegment;
+  const uint32_t piece = piece_of(step);
   uint64_t total = 0;
   for (const ExpertGroup& group : plan.groups) total += granules * (kReadCost + group.count);
 
@@ -70,19 +108,65 @@ void deal_neurons(Step& step, uint32_t n_threads) {
   }
 }
 
+// The experts that the routing forces on the token at a position.
+const uint16_t* forced_experts(const Step& step, uint32_t l, uint64_t position) {
+  const size_t at = (position % step.routing.n_forced) * step.config.n_layer + l;
+  return step.routing.forced + at * step.config.n_expert_used;
+}
+
+void record_experts(const Step& step, uint32_t l) {
+  const size_t L = step.config.n_layer, K = step.config.n_expert_used;
+  for (size_t t = 0; t < step.n_tokens; ++t) {
+    for (size_t k = 0; k < K; ++k)
+      step.routing.record[(t * L + l) * K + k] = static_cast<uint16_t>(step.ws.plan.expert[t * K + k]);
+  }
+}
+
+// Whether layer l's router phase also guesses at layer l + 1. Only for single tokens: a batch uses most experts anyway.
+// Not where the routing is forced: a router that nobody asked says nothing about it.
+bool guesses_ahead(const Worker& worker, uint32_t l) {
+  const Step& step = worker.step;
+  return step.cached != nullptr && step.cached->guesses() && worker.alone() && step.routing.forced == nullptr &&
+         l + 1 < step.config.n_layer;
+}
+
+// The present stream as the next layer's router would see it if nothing happened to it before.
+const float* input_of_next_router(Worker& worker, uint32_t l) {
+  const Step& step = worker.step;
+  if (!step.config.router_after_attention) return worker.x(0);
+  float* normed = worker.scratch.mixed.data();
+  step.kernels.rms_norm(worker.x(0), worker.layer(l + 1).ffn_norm, step.config.rms_eps, step.config.n_embd, normed);
+  return normed;
+}
+
+void multiply_router(Worker& worker, const Matrix& router, const float* input, float* scores) {
+  // Few rows (32 to 128): shares of 4 so that every thread has some. The router is never quantised, so floats do.
+  const Range mine = share(router.rows, 4, worker.tid, worker.n_threads);
+  const Activation x = {input, nullptr, nullptr, nullptr};
+  multiply(worker.step.kernels, router, mine, &x, 1, scores, 0);
+}
+
 }  // namespace
 
 void score_experts(Worker& worker, uint32_t l) {
   Step& step = worker.step;
-  const Matrix& router = step.weights.layers[l].router;
-  // Few rows (32 to 128): shares of 4 so that every thread has some. The router is never quantised, so floats do.
-  const Range mine = share(router.rows, 4, worker.tid, worker.n_threads);
+  const Matrix& router = worker.layer(l).router;
   for (uint32_t t = 0; t < step.n_tokens; ++t) {
     const float* input = step.config.router_after_attention ? worker.normed().f(t) : worker.x(t);
-    const Activation x = {input, nullptr, nullptr, nullptr};
-    multiply(step.kernels, router, mine, &x, 1, step.ws.router.data() + size_t{t} * router.rows, 0);
+    multiply_router(worker, router, input, step.ws.router.data() + size_t{t} * router.rows);
   }
   if (worker.first()) worker.tally.router_bytes += router.bytes();
+  if (!guesses_ahead(worker, l)) return;
+  const Matrix& next = worker.layer(l + 1).router;
+  multiply_router(worker, next, input_of_next_router(worker, l), step.ws.next_router.data());
+  if (worker.first()) worker.tally.router_bytes += next.bytes();
+}
+
+void weigh(const float* p, uint32_t k, const uint32_t* indices, float* weights) {
+  float sum = 0;
+  for (uint32_t i = 0; i < k; ++i) sum += p[indices[i]];
+  // All selected probabilities may have underflowed: then none is larger than another.
+  for (uint32_t i = 0; i < k; ++i) weights[i] = sum == 0 ? 1.0f / static_cast<float>(k) : p[indices[i]] / sum;
 }
 
 void top_k(const float* p, uint32_t n, uint32_t k, uint32_t* indices, float* weights) {
@@ -95,13 +179,10 @@ void top_k(const float* p, uint32_t n, uint32_t k, uint32_t* indices, float* wei
     indices[at] = e;
   }
   std::sort(indices, indices + k);
-  float sum = 0;
-  for (uint32_t i = 0; i < k; ++i) sum += p[indices[i]];
-  // All selected probabilities may have underflowed: then none is larger than another.
-  for (uint32_t i = 0; i < k; ++i) weights[i] = sum == 0 ? 1.0f / static_cast<float>(k) : p[indices[i]] / sum;
+  weigh(p, k, indices, weights);
 }
 
-void select_experts(Worker& worker, Range tokens) {
+void select_experts(Worker& worker, uint32_t l, Range tokens) {
   Step& step = worker.step;
   const uint32_t E = step.config.n_expert, K = step.config.n_expert_used;
   for (size_t t = tokens.begin; t < tokens.end; ++t) {
@@ -112,14 +193,30 @@ void select_experts(Worker& worker, Range tokens) {
     } else {
       for (uint32_t e = 0; e < E; ++e) p[e] = det_sigmoidf(p[e]);
     }
-    top_k(p, E, K, step.ws.plan.expert.data() + t * K, step.ws.plan.weight.data() + t * K);
+    uint32_t* experts = step.ws.plan.expert.data() + t * K;
+    float* weights = step.ws.plan.weight.data() + t * K;
+    if (step.routing.forced == nullptr) {
+      top_k(p, E, K, experts, weights);
+    } else {
+      std::copy_n(forced_experts(step, l, step.position + t), K, experts);
+      weigh(p, K, experts, weights);
+    }
   }
 }
 
 void plan_experts(Worker& worker, uint32_t l) {
   if (!worker.first()) return;
-  group_by_expert(worker.step, l);
-  deal_neurons(worker.step, worker.n_threads);
+  Step& step = worker.step;
+  group_by_expert(step, l);
+  if (step.routing.record != nullptr) record_experts(step, l);
+  if (step.cached == nullptr) {
+    place_experts(step, worker.layer(l));
+    deal_neurons(step, worker.n_threads);
+    return;
+  }
+  step.cached->request(l, &step.ws.plan);
+  if (guesses_ahead(worker, l)) step.cached->guess(l + 1, step.ws.next_router.data());
+  split_neurons(step, worker.n_threads);
 }
 
 }  // namespace sbr

@@ -3,12 +3,14 @@
 #include <algorithm>
 #include <cstring>
 
+#include "model/cached_experts.h"
+
 namespace sbr {
 namespace {
 
-// scratch.products[i] = row i of `rows` times x.
-void gather(Worker& worker, const Matrix& w, const uint32_t* rows, size_t n, const Activation* x) {
-  worker.step.kernels.weights[w.type].gather_gemv(w.data, w.row_bytes, rows, n, w.cols, x,
+// scratch.products[i] = row i of `rows` times x, where w's rows are numbered from `from` on.
+void gather(Worker& worker, const Matrix& w, const uint8_t* from, const uint32_t* rows, size_t n, const Activation* x) {
+  worker.step.kernels.weights[w.type].gather_gemv(from, w.row_bytes, rows, n, w.cols, x,
                                                   worker.scratch.products.data());
 }
 
@@ -20,18 +22,17 @@ class SegmentTask {
         l_(l),
         ws_(worker.step.ws),
         kernels_(worker.step.kernels),
-        layer_(worker.step.weights.layers[l]),
+        layer_(worker.layer(l)),
         segment_(segment),
         group_(ws_.plan.groups[segment.group]),
         F_(worker.step.config.n_ff),
         n_(segment.row_end - segment.row_begin),
         relu_(worker.step.config.relu_experts()),
-        sparse_(worker.step.sparsity.sparse(l)),
-        expert_row_(group_.expert * F_) {}
+        sparse_(worker.step.sparsity.sparse(l)) {}
 
   void run() {
-    multiply_group(layer_.gate, ws_.gate.data());
-    if (!sparse_) multiply_group(layer_.up, ws_.up.data());
+    multiply_group(layer_.gate, group_.gate, ws_.gate.data());
+    if (!sparse_) multiply_group(layer_.up, group_.rows_of_up + group_.up_row * layer_.up.row_bytes, ws_.up.data());
 
     const uint32_t* rows = worker_.scratch.rows.data();
     uint64_t up_rows = sparse_ ? 0 : n_;
@@ -41,7 +42,7 @@ class SegmentTask {
       const size_t active = compact(p, worker_.scratch.rows.data());
       segment_.active += active;
       if (sparse_) {
-        gather(worker_, layer_.up, rows, active, input(p));
+        gather(worker_, layer_.up, group_.rows_of_up, rows, active, input(p));
         up_rows += group_.count == 1 ? active : touch(rows, active);
         deliver_sparse(p, rows, worker_.scratch.products.data(), active);
       } else {
@@ -54,7 +55,7 @@ class SegmentTask {
   // The same for one token and a sparse layer, in two parts: the up rows of all segments are gathered in between, at
   // once, because a gather's first rows come slowly. Appends the active rows of up to `rows`; returns how many.
   size_t select(uint32_t* rows) {
-    multiply_group(layer_.gate, ws_.gate.data());
+    multiply_group(layer_.gate, group_.gate, ws_.gate.data());
     segment_.active = compact(group_.first, rows);
     return segment_.active;
   }
@@ -72,10 +73,10 @@ class SegmentTask {
     return worker_.alone() ? worker_.normed().views.data() : ws_.plan.input.data() + p;
   }
 
-  // out[p][rows of the segment] for every token of the group.
-  void multiply_group(const Matrix& w, float* out) {
+  // out[p][rows of the segment] for every token of the group; the expert's rows of w begin at `expert`.
+  void multiply_group(const Matrix& w, const uint8_t* expert, float* out) {
     const Activation* x = input(group_.first);
-    const uint8_t* rows = w.row(expert_row_ + segment_.row_begin);
+    const uint8_t* rows = expert + segment_.row_begin * w.row_bytes;
     const WeightKernels& of = kernels_.weights[w.type];
     if (group_.count == 1) {
       of.gemv(rows, w.row_bytes, n_, w.cols, x, out + at(group_.first));
@@ -88,14 +89,14 @@ class SegmentTask {
   size_t compact(uint32_t p, uint32_t* rows) {
     worker_.expect_finite(gate(p), n_);
     if (!relu_) return n_;
-    return kernels_.compact_greater(gate(p), n_, 0.0f, expert_row_ + segment_.row_begin, rows);
+    return kernels_.compact_greater(gate(p), n_, 0.0f, group_.up_row + segment_.row_begin, rows);
   }
 
   // Returns how many of the rows no earlier token of the group read.
   uint64_t touch(const uint32_t* rows, size_t active) {
     uint64_t fresh = 0;
     for (size_t i = 0; i < active; ++i) {
-      uint8_t& touched = worker_.scratch.touched[rows[i] - expert_row_ - segment_.row_begin];
+      uint8_t& touched = worker_.scratch.touched[rows[i] - group_.up_row - segment_.row_begin];
       fresh += touched == 0;
       touched = 1;
     }
@@ -117,7 +118,7 @@ class SegmentTask {
       uint32_t* rows = ws_.active_rows.data() + at(p);
       float* values = ws_.active_values.data() + at(p);
       for (size_t i = 0; i < active; ++i) {
-        rows[i] = up_rows[i] - expert_row_;
+        rows[i] = up_rows[i] - group_.up_row;
         values[i] = gates[rows[i]] * products[i];
       }
       ws_.active_count[size_t{p} * (F_ / 32 + 1) + segment_.row_begin / 32] = static_cast<uint32_t>(active);
@@ -126,7 +127,7 @@ class SegmentTask {
     float* hidden = ws_.hidden.f(p);
     std::fill(hidden + segment_.row_begin, hidden + segment_.row_end, 0.0f);
     for (size_t i = 0; i < active; ++i) {
-      const uint32_t row = up_rows[i] - expert_row_;
+      const uint32_t row = up_rows[i] - group_.up_row;
       hidden[row] = gates[row] * products[i];
     }
     quantise_hidden(p);
@@ -159,7 +160,6 @@ class SegmentTask {
   const uint32_t n_;  // neurons of the segment
   const bool relu_;
   const bool sparse_;
-  const uint32_t expert_row_;
 };
 
 // Rule 8: y[p][c] += value_j * down[j][c] over the neurons of the group's segments, ascending; columns [begin, end).
@@ -168,7 +168,6 @@ void accumulate_columns(Worker& worker, const Matrix& down, const ExpertGroup& g
   Workspace& ws = worker.step.ws;
   const size_t F = worker.step.config.n_ff, D = worker.step.config.n_embd;
   const AxpyRowsFn axpy = worker.step.kernels.weights[down.type].axpy_rows;
-  const uint8_t* matrix = down.row(group.expert * F);
   for (uint32_t p = group.first; p < group.first + group.count; ++p) {
     std::fill(ws.expert_out.data() + p * D + begin, ws.expert_out.data() + p * D + end, 0.0f);
   }
@@ -177,14 +176,14 @@ void accumulate_columns(Worker& worker, const Matrix& down, const ExpertGroup& g
     for (uint32_t p = group.first; p < group.first + group.count; ++p) {
       const size_t n = ws.active_count[p * (F / 32 + 1) + row / 32];
       const uint32_t* rows = sparse ? ws.active_rows.data() + p * F + row : ws.every_row.data() + row;
-      axpy(matrix, down.row_bytes, rows, ws.active_values.data() + p * F + row, n, begin, end,
+      axpy(group.down, down.row_bytes, rows, ws.active_values.data() + p * F + row, n, begin, end,
            ws.expert_out.data() + p * D + begin);
     }
   }
 }
 
 // Deals out (expert, columns) by the number of neurons that were active.
-void project_down_by_neuron(Worker& worker, const Matrix& down, bool sparse) {
+void project_down_by_neuron(Worker& worker, const Matrix& down, bool sparse, Range round) {
   const ExpertPlan& plan = worker.step.ws.plan;
   const size_t D = worker.step.config.n_embd;
   const uint64_t blocks = D / kRowGranule;
@@ -197,10 +196,11 @@ void project_down_by_neuron(Worker& worker, const Matrix& down, bool sparse) {
     return cost;
   };
   uint64_t total = 0;
-  for (const ExpertGroup& group : plan.groups) total += blocks * cost_of(group);
+  for (size_t g = round.begin; g < round.end; ++g) total += blocks * cost_of(plan.groups[g]);
   const Range mine = worker.part(total, 1);
   uint64_t before = 0;
-  for (const ExpertGroup& group : plan.groups) {
+  for (size_t g = round.begin; g < round.end; ++g) {
+    const ExpertGroup& group = plan.groups[g];
     const uint64_t cost = cost_of(group);
     const size_t begin = cut(mine.begin, before, cost, blocks) * kRowGranule,
                  end = cut(mine.end, before, cost, blocks) * kRowGranule;
@@ -210,57 +210,126 @@ void project_down_by_neuron(Worker& worker, const Matrix& down, bool sparse) {
 }
 
 // Rule 9: rows of down times the (quantised) hidden vectors; (expert, rows) are dealt out by the number of tokens.
-void project_down_by_column(Worker& worker, const Matrix& down) {
+void project_down_by_column(Worker& worker, const Matrix& down, Range round) {
   Workspace& ws = worker.step.ws;
   const size_t D = worker.step.config.n_embd;
   const uint64_t granules = (D + kRowGranule - 1) / kRowGranule;
   uint64_t total = 0;
-  for (const ExpertGroup& group : ws.plan.groups) total += granules * (kReadCost + group.count);
+  for (size_t g = round.begin; g < round.end; ++g) total += granules * (kReadCost + ws.plan.groups[g].count);
   const Range mine = worker.part(total, 1);
   uint64_t before = 0;
-  for (const ExpertGroup& group : ws.plan.groups) {
+  for (size_t g = round.begin; g < round.end; ++g) {
+    const ExpertGroup& group = ws.plan.groups[g];
     const uint64_t cost = kReadCost + group.count;
     const size_t begin = cut(mine.begin, before, cost, granules) * kRowGranule;
     const size_t end = std::min<size_t>(D, cut(mine.end, before, cost, granules) * kRowGranule);
     before += granules * cost;
     if (begin >= end) continue;
     Matrix expert = down;
-    expert.data = down.row(group.expert * D);
+    expert.data = group.down;
     multiply(worker.step.kernels, expert, {begin, end}, ws.hidden.views.data() + group.first, group.count,
              ws.expert_out.data() + group.first * D, D);
     worker.tally.ffn_bytes += (end - begin) * down.row_bytes;
   }
 }
 
-}  // namespace
-
-void activate_neurons(Worker& worker, uint32_t l) {
-  ExpertPlan& plan = worker.step.ws.plan;
-  const uint32_t begin = plan.segment_begin[worker.tid], end = plan.segment_begin[worker.tid + 1];
-  if (begin == end) return;
-  if (!worker.alone() || !worker.step.sparsity.sparse(l)) {
-    for (uint32_t s = begin; s < end; ++s) SegmentTask(worker, l, plan.segments[s]).run();
+// Gate and up of some of this thread's segments, which `for_each` goes over. Leaves the neurons' outputs as the layer's
+// down needs them.
+template <typename ForEach>
+void activate(Worker& worker, uint32_t l, const ForEach& for_each) {
+  const ExpertPlan& plan = worker.step.ws.plan;
+  if (!worker.alone() || !worker.step.sparsity.sparse(l) || !plan.one_gather) {
+    for_each([&](Segment& segment) { SegmentTask(worker, l, segment).run(); });
     return;
   }
   uint32_t* rows = worker.scratch.rows.data();
   size_t active = 0;
-  for (uint32_t s = begin; s < end; ++s) active += SegmentTask(worker, l, plan.segments[s]).select(rows + active);
-  gather(worker, worker.step.weights.layers[l].up, rows, active, worker.normed().views.data());
+  const uint8_t* from = nullptr;
+  for_each([&](Segment& segment) {
+    active += SegmentTask(worker, l, segment).select(rows + active);
+    from = plan.groups[segment.group].rows_of_up;
+  });
+  if (from == nullptr) return;  // no segment
+  gather(worker, worker.layer(l).up, from, rows, active, worker.normed().views.data());
   const float* products = worker.scratch.products.data();
-  for (uint32_t s = begin; s < end; ++s) {
-    SegmentTask(worker, l, plan.segments[s]).deliver(rows, products);
-    rows += plan.segments[s].active;
-    products += plan.segments[s].active;
+  for_each([&](Segment& segment) {
+    SegmentTask(worker, l, segment).deliver(rows, products);
+    rows += segment.active;
+    products += segment.active;
+  });
+}
+
+// This thread's segments of all experts, which are in memory.
+void activate_resident(Worker& worker, uint32_t l) {
+  ExpertPlan& plan = worker.step.ws.plan;
+  const uint32_t begin = plan.segment_begin[worker.tid], end = plan.segment_begin[worker.tid + 1];
+  activate(worker, l, [&](const auto& visit) {
+    for (uint32_t s = begin; s < end; ++s) visit(plan.segments[s]);
+  });
+}
+
+// The same of one round's experts, as they arrive: those that are there together, then those that are there when these
+// are done, waiting for the next one if there is none.
+bool activate_arriving(Worker& worker, uint32_t l, Range round) {
+  ExpertPlan& plan = worker.step.ws.plan;
+  CachedExperts& cached = *worker.step.cached;
+  for (size_t g = round.begin, end = g; g < round.end; g = end) {
+    uint64_t waited = 0;
+    bool there = cached.wait(g, &waited);
+    if (waited != 0) {
+      worker.waited(waited);
+      if (worker.first()) cached.count_wait(waited);
+    }
+    // What failed is ready, too. What one thread is told of a unit, all are, whether or not they had to wait for it.
+    for (end = g + 1; there && end < round.end && cached.ready(end); ++end) there = cached.wait(end, &waited);
+    if (!there) return false;
+    activate(worker, l, [&](const auto& visit) {
+      for (size_t i = g; i < end; ++i) {
+        const size_t part = i * worker.n_threads + worker.tid;
+        for (uint32_t s = plan.split_begin[part]; s < plan.split_begin[part + 1]; ++s) visit(plan.segments[s]);
+      }
+    });
+  }
+  return true;
+}
+
+// Down of a round's experts, whose neurons are ready -> ws.expert_out.
+void project_down(Worker& worker, uint32_t l, Range round) {
+  const Matrix& down = worker.layer(l).down;
+  if (worker.step.neuron_major_down) {
+    project_down_by_neuron(worker, down, worker.step.sparsity.sparse(l), round);
+  } else {
+    project_down_by_column(worker, down, round);
   }
 }
 
-void project_down(Worker& worker, uint32_t l) {
-  const Matrix& down = worker.step.weights.layers[l].down;
-  if (worker.step.neuron_major_down) {
-    project_down_by_neuron(worker, down, worker.step.sparsity.sparse(l));
-  } else {
-    project_down_by_column(worker, down);
+bool compute_cached(Worker& worker, uint32_t l) {
+  CachedExperts& cached = *worker.step.cached;
+  // Nobody changes the rounds before every thread has passed the last one's barrier.
+  const size_t n_rounds = cached.n_rounds();
+  for (size_t r = 0; r < n_rounds; ++r) {
+    if (r > 0 && cached.in_waves()) {
+      worker.barrier();  // all are done with the wave before
+      if (worker.first()) cached.advance(r, &worker.step.ws.plan);
+      worker.barrier();
+    }
+    const Range round = cached.round(r);
+    const bool there = activate_arriving(worker, l, round);
+    worker.barrier();
+    if (!there) return false;
+    project_down(worker, l, round);
   }
+  return true;
+}
+
+}  // namespace
+
+bool compute_experts(Worker& worker, uint32_t l) {
+  if (worker.step.cached != nullptr) return compute_cached(worker, l);
+  activate_resident(worker, l);
+  worker.barrier();
+  project_down(worker, l, {0, worker.step.ws.plan.groups.size()});
+  return true;
 }
 
 void mix_experts(Worker& worker, size_t token) {

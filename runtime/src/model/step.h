@@ -13,6 +13,7 @@
 #include "base/balance.h"
 #include "base/buffer.h"
 #include "base/thread_pool.h"
+#include "experts/layer_stream.h"
 #include "kernels/kernels.h"
 #include "model/config.h"
 #include "model/kv_cache.h"
@@ -21,10 +22,12 @@
 
 namespace sbr {
 
+class CachedExperts;
+
 // The inputs of a matrix for several tokens: floats, and quantised beside them (rule 3) when a matrix reads those.
 struct Activations {
   Activations() = default;
-  Activations(size_t n_tokens, size_t width);
+  Activations(size_t n_tokens, size_t width, bool allocate = true);
 
   float* f(size_t token) { return values.data() + token * width; }
   // Elements [begin, end) of one token; begin is a multiple of 32, and so is end.
@@ -59,11 +62,17 @@ struct alignas(64) Tally {
   std::vector<uint64_t> neurons_active;
 };
 
-// Tokens of one expert in this batch.
+// Tokens of one expert in this batch, and where the expert's matrices lie.
 struct ExpertGroup {
   uint32_t expert;
   uint32_t first, count;  // its positions in expert order
   uint32_t segment_begin, segment_end;
+  const uint8_t* gate;
+  const uint8_t* down;
+  // Rows of up are numbered from `rows_of_up` on, and the expert's first one is `up_row`: one gather can then reach the
+  // rows of several experts.
+  const uint8_t* rows_of_up;
+  uint32_t up_row;
 };
 
 // Neurons [row_begin, row_end) of a group's expert, computed by one thread.
@@ -82,8 +91,10 @@ struct ExpertPlan {
   Buffer<Activation> input;             // [T * K] by position: the token's FFN input
   Buffer<uint32_t> token;               // [T * K] by position
   std::vector<ExpertGroup> groups;      // capacity reserved; no allocation while running
-  std::vector<Segment> segments;        // by thread, so that a group's are neighbours and ascend in rows
-  std::vector<uint32_t> segment_begin;  // [n_threads + 1] into segments
+  bool one_gather;                      // rows_of_up is the same for all groups
+  std::vector<Segment> segments;        // a group's are neighbours and ascend in rows
+  std::vector<uint32_t> segment_begin;  // [n_threads + 1] into segments, which are by thread ...
+  std::vector<uint32_t> split_begin;    // ... or, of experts that are on their way, [groups * n_threads + 1]
   std::vector<uint32_t> cursor;         // [E] scratch of grouping
 };
 
@@ -103,14 +114,15 @@ struct Scratch {
 };
 
 struct Workspace {
-  Buffer<float> x;          // [T][D] the residual stream; T = 1: Scratch has it
-  Activations normed;       // [T][D] input of attention, FFN and lm_head, in turn; likewise
-  Buffer<float> rope;       // [T][head_dim] cosines, then sines
-  Buffer<float> q, k, v;    // [T][heads * head_dim]
-  Activations attended;     // [T][heads * head_dim]
-  Buffer<uint64_t> ffn_ns;  // [n_layer] wall time of each layer's FFN in this step, by thread 0
-  Buffer<float> residual;   // [T][D] output of attention or dense FFN, before it is added
-  Buffer<float> router;     // [T][E] logits, then probabilities
+  Buffer<float> x;            // [T][D] the residual stream; T = 1: Scratch has it
+  Activations normed;         // [T][D] input of attention, FFN and lm_head, in turn; likewise
+  Buffer<float> rope;         // [T][head_dim] cosines, then sines
+  Buffer<float> q, k, v;      // [T][heads * head_dim]
+  Activations attended;       // [T][heads * head_dim]
+  Buffer<uint64_t> ffn_ns;    // [n_layer] wall time of each layer's FFN in this step, by thread 0
+  Buffer<float> residual;     // [T][D] output of attention or dense FFN, before it is added
+  Buffer<float> router;       // [T][E] logits, then probabilities
+  Buffer<float> next_router;  // [E] of one token: what the next layer's router makes of the present stream
   ExpertPlan plan;
   Buffer<float> gate, up;          // [P][F]: P = T * K positions, or T tokens of a dense FFN
   Activations hidden;              // [P][F] input of a standard-layout down
@@ -127,6 +139,13 @@ struct Workspace {
   std::vector<Scratch> scratch;    // per thread
 
   uint64_t bytes() const;
+};
+
+// Which experts tokens use, apart from what their routers say: [n_tokens][n_layer][K], as sbr_session_get_routing.
+struct Routing {
+  const uint16_t* forced = nullptr;  // position p uses forced[p % n_forced]
+  uint64_t n_forced = 0;
+  uint16_t* record = nullptr;  // [T][n_layer][K] of this batch, by thread 0
 };
 
 enum class LogitsOf : uint8_t { kNone, kLast, kAll };
@@ -152,15 +171,19 @@ struct Step {
   Workspace& ws;
   std::vector<Tally>& tallies;
   uint64_t* expert_counts;  // [n_layer][E]
+  const Routing& routing;
+  CachedExperts* cached;  // nullptr: all experts are in memory
   std::atomic<bool>& cancel;
 
   const int32_t* tokens;
   uint32_t n_tokens;
   uint32_t position;  // of the first token
   LogitsOf logits_of;
-  bool decode;           // the lm_head may be sparse
-  float* logits;         // [V] or [T][V]
-  bool stopped = false;  // thread 0 saw the cancel flag; written between barriers
+  bool decode;                    // the lm_head may be sparse
+  float* logits;                  // [V] or [T][V]
+  bool stopped = false;           // thread 0 saw the cancel flag; written between barriers
+  bool failed = false;            // weights could not be read; likewise
+  LayerStream* stream = nullptr;  // nullptr: all layers are in memory
 };
 
 // No infinity and no NaN: exponents below the largest. (A sign bit survives the conjunction only if all had it.)
@@ -212,6 +235,8 @@ class Worker {
     last_ = at;
   }
   bool first() const { return tid == 0; }
+  // Time spent waiting for storage is no work.
+  void waited(uint64_t ns) { resumed_ += ns; }
 
   // One token: what is cheap every thread computes for itself. Otherwise each has its share of the tokens.
   bool alone() const { return step.n_tokens == 1; }
@@ -236,6 +261,21 @@ class Worker {
 
   // This thread's part of n items, cut at multiples of `granule`, by the speed of the threads.
   Range part(size_t n, size_t granule) const { return step.balance.share(n, granule, tid); }
+
+  const LayerWeights& layer(uint32_t l) const {
+    return step.stream == nullptr ? step.weights.layers[l] : step.stream->layer(l);
+  }
+  // Around the use of a layer's matrices. False: they could not be read, on every thread.
+  bool await_layer(uint32_t l) {
+    if (step.stream == nullptr) return true;
+    const uint64_t begin = clocked_ ? now() : 0;
+    const bool there = step.stream->wait(l, tid);
+    if (clocked_) waited(now() - begin);
+    return there;
+  }
+  void release_layer(uint32_t l) {
+    if (step.stream != nullptr) step.stream->release(l);
+  }
 
   static uint64_t now() {
     timespec t;
@@ -286,7 +326,8 @@ inline void multiply(const Kernels& kernels, const Matrix& w, Range range, const
   }
 }
 
+// `allocate` false: buffers without memory, which know their sizes.
 Workspace make_workspace(const Config& config, const Weights& weights, uint32_t n_batch, uint32_t n_ctx,
-                         uint32_t n_threads);
+                         uint32_t n_threads, bool allocate = true);
 
 }  // namespace sbr

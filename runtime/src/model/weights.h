@@ -12,7 +12,7 @@ namespace sbr {
 
 // Rows of `cols` weights. An expert tensor is one matrix: expert e's rows are [e * n, (e + 1) * n).
 struct Matrix {
-  const uint8_t* data = nullptr;  // nullptr: the model has no such matrix
+  const uint8_t* data = nullptr;  // nullptr: the model has no such matrix, or it is in a bundle
   uint32_t type = 0;
   uint64_t cols = 0;
   uint64_t rows = 0;
@@ -20,7 +20,7 @@ struct Matrix {
 
   const uint8_t* row(uint64_t r) const { return data + r * row_bytes; }
   uint64_t bytes() const { return rows * row_bytes; }
-  explicit operator bool() const { return data != nullptr; }
+  explicit operator bool() const { return rows != 0; }  // the model has such a matrix
 };
 
 // True for weight types whose dot product reads the quantised activation (docs/arithmetic.md, rule 4).

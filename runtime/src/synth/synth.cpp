@@ -1,13 +1,9 @@
 #include "synth/synth.h"
 
 #include <algorithm>
-#include <atomic>
-#include <exception>
-#include <mutex>
 #include <vector>
 
-#include "base/error.h"
-#include "base/thread_pool.h"
+#include "base/work.h"
 #include "gguf/gguf.h"
 #include "io/file.h"
 #include "synth/plan.h"
@@ -17,7 +13,6 @@ namespace {
 
 // Large enough for sequential disks, small enough that a dozen in flight do not matter to a 1 GB board.
 const uint64_t kChunkBytes = 4u << 20;
-const size_t kMaxThreads = 8;
 
 // Rows of one part, at their place in the file.
 struct Chunk {
@@ -46,59 +41,6 @@ std::vector<Chunk> split(const SynthPlan& plan, uint64_t data_offset) {
   return chunks;
 }
 
-// Writes all chunks, several threads at a time; the caller's thread reports progress between its own chunks.
-class ChunkWriter {
- public:
-  ChunkWriter(const std::vector<Chunk>& chunks, uint64_t total, OutputFile& file, sbr_progress progress, void* user)
-      : chunks_(chunks), total_(total), file_(file), progress_(progress), user_(user) {}
-
-  void run() {
-    const size_t n_threads = std::min({allowed_cpus().size(), kMaxThreads, chunks_.size()});
-    ThreadPool pool(static_cast<uint32_t>(n_threads), {});
-    pool.run([this](uint32_t tid) { work(tid == 0); });
-    if (failure_ != nullptr) std::rethrow_exception(failure_);
-    done_ = total_;
-    report();
-  }
-
- private:
-  void work(bool is_caller) {
-    try {
-      std::vector<uint8_t> buffer;
-      for (size_t i = next_++; i < chunks_.size() && !stop_; i = next_++) {
-        const Chunk& chunk = chunks_[i];
-        buffer.resize(chunk.bytes);
-        fill_synth_rows(*chunk.part, chunk.begin, chunk.end, buffer.data());
-        file_.write_at(chunk.offset, buffer.data(), buffer.size());
-        done_ += chunk.bytes;
-        if (is_caller) report();
-      }
-    } catch (...) {
-      const std::lock_guard<std::mutex> lock(mutex_);
-      if (failure_ == nullptr) failure_ = std::current_exception();
-      stop_ = true;
-    }
-  }
-
-  void report() {
-    if (progress_ == nullptr) return;
-    if (progress_(user_, done_, total_) != 0) {
-      throw Error(SBR_ERR_CANCELLED, "writing the synthetic model was cancelled");
-    }
-  }
-
-  const std::vector<Chunk>& chunks_;
-  const uint64_t total_;
-  OutputFile& file_;
-  const sbr_progress progress_;
-  void* const user_;
-  std::atomic<size_t> next_{0};
-  std::atomic<uint64_t> done_{0};
-  std::atomic<bool> stop_{false};
-  std::mutex mutex_;
-  std::exception_ptr failure_;
-};
-
 }  // namespace
 
 uint64_t synth_size(const sbr_synth_spec& raw) {
@@ -115,7 +57,17 @@ void synth_write(const sbr_synth_spec& raw, const std::string& path, sbr_progres
 
   OutputFile file(path, total);
   file.write_at(0, header.data(), header.size());
-  ChunkWriter(split(plan, header.size()), total, file, progress, user).run();
+  const std::vector<Chunk> chunks = split(plan, header.size());
+  std::vector<std::vector<uint8_t>> buffers(kMostWorkers);
+  work_through(chunks.size(), total, kMostWorkers, {progress, user, "writing the synthetic model"},
+               [&](size_t thread, size_t i) {
+                 const Chunk& chunk = chunks[i];
+                 std::vector<uint8_t>& buffer = buffers[thread];
+                 buffer.resize(chunk.bytes);
+                 fill_synth_rows(*chunk.part, chunk.begin, chunk.end, buffer.data());
+                 file.write_at(chunk.offset, buffer.data(), buffer.size());
+                 return chunk.bytes;
+               });
   file.commit();
 }
 

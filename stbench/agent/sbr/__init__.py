@@ -11,18 +11,37 @@ copied. One session belongs to one thread at a time; :meth:`Session.cancel` may 
 """
 
 from ._bench import KernelBench
+from ._bundles import BundleInfo, bundle_describe, bundle_plan, bundle_verify, bundle_write
 from ._files import ProbeResult, describe, probe_gather, probe_read, probe_storage, synth_size, synth_write
 from ._load import Isa, Library, LoadError, NativeError, load
-from ._names import DOWN_LAYOUTS, ISA_AUTO, KERNELS, LOGITS_MODES, SPARSITIES, TYPES
-from ._session import Decoded, Model, Prefilled, Session
+from ._names import (
+    BUNDLE_KINDS,
+    DOWN_LAYOUTS,
+    IO_KINDS,
+    ISA_AUTO,
+    KERNELS,
+    LOGITS_MODES,
+    POLICIES,
+    PREFETCH_MODES,
+    SPARSITIES,
+    TYPES,
+)
+from ._session import Decoded, Model, Prefilled, Session, plan_session
+from ._simulate import SIMULATED_POLICIES, Simulated, simulate
 
 __all__ = [
+    "BUNDLE_KINDS",
     "DOWN_LAYOUTS",
+    "IO_KINDS",
     "ISA_AUTO",
     "KERNELS",
     "LOGITS_MODES",
+    "POLICIES",
+    "PREFETCH_MODES",
+    "SIMULATED_POLICIES",
     "SPARSITIES",
     "TYPES",
+    "BundleInfo",
     "Decoded",
     "Isa",
     "KernelBench",
@@ -33,11 +52,18 @@ __all__ = [
     "Prefilled",
     "ProbeResult",
     "Session",
+    "Simulated",
+    "bundle_describe",
+    "bundle_plan",
+    "bundle_verify",
+    "bundle_write",
     "describe",
     "load",
+    "plan_session",
     "probe_gather",
     "probe_read",
     "probe_storage",
+    "simulate",
     "synth_size",
     "synth_write",
 ]

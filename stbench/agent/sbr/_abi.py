@@ -1,9 +1,10 @@
-"""``sbr.h`` in ctypes, in the header's order. A test compiles a C99 program from these classes and compares.
+"""``sbr.h`` and ``tools.h`` in ctypes, in the headers' order. A test compiles a C99 program from these
+classes and compares.
 
+Structs that have nothing to do with models and sessions are in :mod:`._abi_tools`.
 ``sbr_error`` is :class:`Error`, ``SBR_ERR_IO`` is :data:`ERR_IO`; constants are grouped as in the header.
 """
 
-import ctypes
 from ctypes import (
     POINTER,
     Structure,
@@ -16,9 +17,11 @@ from ctypes import (
     c_uint64,
     c_void_p,
 )
-from typing import Any, List, Tuple
+from typing import Any, FrozenSet, List, Tuple
 
-ABI_VERSION = 1
+from . import _abi_tools as tools
+
+ABI_VERSION = 2
 
 # ---- status ----
 
@@ -100,6 +103,8 @@ class ModelOptions(Structure):
         ("requantise_down", c_uint32),
         ("populate", c_uint32),
         ("gathers", c_uint32),
+        ("bundle", c_char_p),
+        ("digest", c_char_p),
     ]
 
 
@@ -131,8 +136,17 @@ class ModelInfo(Structure):
         ("name", c_char * 96),
         ("load_ns", c_uint64),
         ("anonymous_bytes", c_uint64),
+        ("bundle_bytes", c_uint64),
+        ("unit_bytes", c_uint64),
+        ("bundle_kind", c_uint32),
+        ("reserved", c_uint32),
     ]
 
+
+# ---- bundles ----
+
+BUNDLE_EXPERTS = 1
+BUNDLE_LAYERS = 2
 
 # ---- sessions ----
 
@@ -143,6 +157,29 @@ SPARSE_FFN_AUTO = 2
 
 SPLIT_MEASURED = 0
 SPLIT_EQUAL = 1
+
+CACHE_AUTO = 0
+CACHE_LRU = 10
+CACHE_LFU = 20
+CACHE_REUSE = 30
+CACHE_STATIC = 50
+CACHE_BELADY = 60
+
+IO_AUTO = 0
+IO_PREAD = 10
+IO_URING = 20
+
+DIRECT_AUTO = 0
+DIRECT_ON = 1
+DIRECT_OFF = 2
+
+PREFETCH_AUTO = 0
+PREFETCH_EXACT = 10
+PREFETCH_NEXT_LAYER = 20
+
+VERIFY_FIRST = 0
+VERIFY_EVERY = 1
+VERIFY_NEVER = 2
 
 
 class SessionOptions(Structure):
@@ -164,6 +201,14 @@ class SessionOptions(Structure):
         ("lm_head_skipped", c_uint32),
         ("phase_timing", c_uint32),
         ("row_split", c_uint32),
+        ("cache_bytes", c_uint64),
+        ("cache_policy", c_uint32),
+        ("io", c_uint32),
+        ("io_threads", c_uint32),
+        ("io_direct", c_uint32),
+        ("prefetch", c_uint32),
+        ("verify", c_uint32),
+        ("record_routing", c_uint32),
     ]
 
 
@@ -190,6 +235,13 @@ class SessionInfo(Structure):
         ("scratch_bytes", c_uint64),
         ("sparse_ffn_auto", c_uint32),
         ("row_split", c_uint32),
+        ("cache_units", c_uint32),
+        ("cache_bytes", c_uint64),
+        ("cache_bytes_min", c_uint64),
+        ("cache_policy", c_uint32),
+        ("io", c_uint32),
+        ("io_direct", c_uint32),
+        ("prefetch", c_uint32),
     ]
 
 
@@ -260,72 +312,27 @@ class LayerCounters(Structure):
     ]
 
 
-# ---- synthetic models ----
-
-# sbr_progress.
-Progress = ctypes.CFUNCTYPE(c_int32, c_void_p, c_uint64, c_uint64)
-
-
-class SynthSpec(Structure):
-    """sbr_synth_spec."""
+class CacheCounters(Structure):
+    """sbr_cache_counters."""
 
     _fields_ = [
         ("struct_size", c_uint32),
-        ("n_layer", c_uint32),
-        ("n_embd", c_uint32),
-        ("n_head", c_uint32),
-        ("n_head_kv", c_uint32),
-        ("head_dim", c_uint32),
-        ("n_ff", c_uint32),
-        ("n_expert", c_uint32),
-        ("n_expert_used", c_uint32),
-        ("n_vocab", c_uint32),
-        ("n_ctx_train", c_uint32),
-        ("sliding_window", c_uint32),
-        ("tied_output", c_uint32),
-        ("transposed_down", c_uint32),
-        ("predictor_rank", c_uint32),
-        ("weight_type", c_uint32),
-        ("seed", c_uint64),
-        ("rope_freq_base", c_float),
-        ("rms_eps", c_float),
-        ("zero_share", POINTER(c_uint16)),
-        ("hot_experts", c_uint32),
-        ("hot_share", c_uint32),
-        ("lm_head_keep", c_uint32),
-        ("architecture", c_char * 32),
-        ("name", c_char * 96),
-    ]
-
-
-# ---- what the machine can do ----
-
-
-class ProbeOptions(Structure):
-    """sbr_probe_options."""
-
-    _fields_ = [
-        ("struct_size", c_uint32),
-        ("n_threads", c_uint32),
-        ("cpus", POINTER(c_uint32)),
-        ("n_cpus", c_uint32),
-        ("row_bytes", c_uint32),
-        ("buffer_bytes", c_uint64),
-        ("duration_ns", c_uint64),
-        ("direct", c_uint32),
         ("reserved", c_uint32),
-    ]
-
-
-class ProbeResult(Structure):
-    """sbr_probe_result."""
-
-    _fields_ = [
-        ("struct_size", c_uint32),
-        ("n_threads", c_uint32),
-        ("bytes", c_uint64),
-        ("ns", c_uint64),
-        ("operations", c_uint64),
+        ("requests", c_uint64),
+        ("hits", c_uint64),
+        ("hits_on_the_way", c_uint64),
+        ("loads", c_uint64),
+        ("bytes_read", c_uint64),
+        ("evictions", c_uint64),
+        ("guesses", c_uint64),
+        ("guesses_used", c_uint64),
+        ("guesses_cancelled", c_uint64),
+        ("predicted", c_uint64),
+        ("predicted_right", c_uint64),
+        ("late", c_uint64),
+        ("ns_wait", c_uint64),
+        ("ns_io_busy", c_uint64),
+        ("verified", c_uint64),
     ]
 
 
@@ -336,22 +343,6 @@ KERNEL_GATHER_GEMV = 1
 KERNEL_GEMM = 2
 KERNEL_AXPY_ROWS = 3
 KERNEL_QUANTISE = 4
-
-
-class KernelBenchOptions(Structure):
-    """sbr_kernel_bench_options."""
-
-    _fields_ = [
-        ("struct_size", c_uint32),
-        ("isa", c_uint32),
-        ("kernel", c_uint32),
-        ("weight_type", c_uint32),
-        ("n_rows", c_uint32),
-        ("n_cols", c_uint32),
-        ("n_tokens", c_uint32),
-        ("keep", c_uint32),
-    ]
-
 
 # ---- functions: name, result, arguments; handles and strings that the caller frees are void pointers -
 
@@ -372,6 +363,7 @@ FUNCTIONS: List[Tuple[str, Any, List[Any]]] = [
     ("sbr_model_warnings", c_char_p, [_HANDLE]),
     ("sbr_session_options_init", None, [POINTER(SessionOptions)]),
     ("sbr_session_create", c_int32, [_HANDLE, POINTER(SessionOptions), POINTER(_HANDLE), _ERROR]),
+    ("sbr_session_plan", c_int32, [_HANDLE, POINTER(SessionOptions), POINTER(SessionInfo), _ERROR]),
     ("sbr_session_free", None, [_HANDLE]),
     ("sbr_session_get_info", c_int32, [_HANDLE, POINTER(SessionInfo), _ERROR]),
     ("sbr_session_thread_ids", c_int32, [_HANDLE, POINTER(c_int32), c_uint32, POINTER(c_uint32), _ERROR]),
@@ -390,17 +382,41 @@ FUNCTIONS: List[Tuple[str, Any, List[Any]]] = [
     ("sbr_session_get_counters", c_int32, [_HANDLE, POINTER(Counters), _ERROR]),
     ("sbr_session_get_layer_counters", c_int32, [_HANDLE, c_uint32, POINTER(LayerCounters), _ERROR]),
     ("sbr_session_get_expert_counts", c_int32, [_HANDLE, c_uint32, POINTER(c_uint64), c_uint32, _ERROR]),
+    ("sbr_session_get_cache_counters", c_int32, [_HANDLE, POINTER(CacheCounters), _ERROR]),
     ("sbr_session_reset_counters", c_int32, [_HANDLE, _ERROR]),
-    ("sbr_synth_size", c_int32, [POINTER(SynthSpec), POINTER(c_uint64), _ERROR]),
-    ("sbr_synth_write", c_int32, [POINTER(SynthSpec), c_char_p, Progress, c_void_p, _ERROR]),
-    ("sbr_probe_read", c_int32, [POINTER(ProbeOptions), POINTER(ProbeResult), _ERROR]),
-    ("sbr_probe_gather", c_int32, [POINTER(ProbeOptions), POINTER(ProbeResult), _ERROR]),
-    ("sbr_probe_storage", c_int32, [c_char_p, POINTER(ProbeOptions), POINTER(ProbeResult), _ERROR]),
-    ("sbr_kernel_bench_create", c_int32, [POINTER(KernelBenchOptions), POINTER(_HANDLE), _ERROR]),
-    ("sbr_kernel_bench_run", c_int32, [_HANDLE, c_uint32, POINTER(ProbeResult), _ERROR]),
+    (
+        "sbr_session_get_routing",
+        c_int32,
+        [_HANDLE, POINTER(c_uint16), c_uint64, POINTER(c_uint64), _ERROR],
+    ),
+    ("sbr_session_replay_routing", c_int32, [_HANDLE, POINTER(c_uint16), c_uint64, _ERROR]),
+    ("sbr_bundle_plan", c_int32, [c_char_p, c_uint32, POINTER(tools.BundleInfo), _ERROR]),
+    (
+        "sbr_bundle_write",
+        c_int32,
+        [c_char_p, c_char_p, c_uint32, c_char_p, tools.Progress, c_void_p, _ERROR],
+    ),
+    ("sbr_bundle_describe", c_int32, [c_char_p, POINTER(tools.BundleInfo), _ERROR]),
+    ("sbr_bundle_verify", c_int32, [c_char_p, tools.Progress, c_void_p, _ERROR]),
+    (
+        "sbr_simulate",
+        c_int32,
+        [POINTER(c_uint16), c_uint64, POINTER(tools.SimulateOptions), POINTER(tools.SimulateResult), _ERROR],
+    ),
+    ("sbr_synth_size", c_int32, [POINTER(tools.SynthSpec), POINTER(c_uint64), _ERROR]),
+    ("sbr_synth_write", c_int32, [POINTER(tools.SynthSpec), c_char_p, tools.Progress, c_void_p, _ERROR]),
+    ("sbr_probe_read", c_int32, [POINTER(tools.ProbeOptions), POINTER(tools.ProbeResult), _ERROR]),
+    ("sbr_probe_gather", c_int32, [POINTER(tools.ProbeOptions), POINTER(tools.ProbeResult), _ERROR]),
+    (
+        "sbr_probe_storage",
+        c_int32,
+        [c_char_p, POINTER(tools.ProbeOptions), POINTER(tools.ProbeResult), _ERROR],
+    ),
+    ("sbr_kernel_bench_create", c_int32, [POINTER(tools.KernelBenchOptions), POINTER(_HANDLE), _ERROR]),
+    ("sbr_kernel_bench_run", c_int32, [_HANDLE, c_uint32, POINTER(tools.ProbeResult), _ERROR]),
     ("sbr_kernel_bench_free", None, [_HANDLE]),
 ]
 
-# Younger than ABI version 1: an older build of that ABI lacks them and is measured beside a newer one all the
+# Younger than ABI version 2: an older build of that ABI lacks them and is measured beside a newer one all the
 # same. Whoever calls one of these on such a library gets a LoadError.
-LATER = frozenset({"sbr_kernel_bench_create", "sbr_kernel_bench_run", "sbr_kernel_bench_free"})
+LATER: FrozenSet[str] = frozenset()

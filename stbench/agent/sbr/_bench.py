@@ -3,7 +3,7 @@
 import ctypes
 from typing import Any
 
-from . import _abi
+from . import _abi_tools
 from ._files import ProbeResult
 from ._load import Library
 from ._names import KERNEL_TYPES, KERNELS, number, sized
@@ -31,7 +31,7 @@ class KernelBench:
     ) -> None:
         self.library = library
         options = sized(
-            _abi.KernelBenchOptions,
+            _abi_tools.KernelBenchOptions,
             isa=library.isa_number(isa),
             kernel=number(KERNELS, kernel, "kernel"),
             weight_type=number(KERNEL_TYPES, weight_type, "weight_type"),
@@ -45,7 +45,7 @@ class KernelBench:
 
     def run(self, calls: int = 1) -> ProbeResult:
         """Calls the kernel on this thread: weight bytes read, multiply-adds done and nanoseconds, in sum."""
-        result = sized(_abi.ProbeResult)
+        result = sized(_abi_tools.ProbeResult)
         self.library.call("sbr_kernel_bench_run", self._handle, calls, ctypes.byref(result))
         return ProbeResult(result.n_threads, result.bytes, result.ns, result.operations)
 

@@ -5,7 +5,7 @@ import json
 import os
 from typing import Any, Callable, Dict, NamedTuple, Optional, Sequence, Tuple
 
-from . import _abi
+from . import _abi, _abi_tools
 from ._load import Library, NativeError
 from ._names import TYPES, number, sized, uint32s
 
@@ -36,7 +36,7 @@ def _synth_spec(fields: Dict[str, Any]) -> Any:
     for key, value in values.items():
         if isinstance(value, bool):
             values[key] = int(value)
-    spec = sized(_abi.SynthSpec, **values)
+    spec = sized(_abi_tools.SynthSpec, **values)
     if shares is not None:
         if len(shares) != spec.n_layer:
             raise NativeError(
@@ -62,7 +62,11 @@ def synth_write(
         return 1 if progress is not None and progress(done, total) else 0
 
     library.call(
-        "sbr_synth_write", ctypes.byref(_synth_spec(fields)), os.fsencode(path), _abi.Progress(forward), None
+        "sbr_synth_write",
+        ctypes.byref(_synth_spec(fields)),
+        os.fsencode(path),
+        _abi_tools.Progress(forward),
+        None,
     )
 
 
@@ -80,11 +84,11 @@ class ProbeResult(NamedTuple):
 
 def _probe(library: Library, function: str, head: Tuple[Any, ...], options: Dict[str, Any]) -> ProbeResult:
     cpus = options.pop("cpus", ())
-    native = sized(_abi.ProbeOptions, **options)
+    native = sized(_abi_tools.ProbeOptions, **options)
     if cpus:
         native.cpus = uint32s(cpus)
         native.n_cpus = len(cpus)
-    result = sized(_abi.ProbeResult)
+    result = sized(_abi_tools.ProbeResult)
     library.call(function, *head, ctypes.byref(native), ctypes.byref(result))
     return ProbeResult(result.n_threads, result.bytes, result.ns, result.operations)
 

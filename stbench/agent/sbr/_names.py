@@ -34,6 +34,20 @@ LOGITS_MODES = {"none": _abi.LOGITS_NONE, "last": _abi.LOGITS_LAST, "all": _abi.
 SPARSE_FFN = {"off": 0, "on": 1, "auto": _abi.SPARSE_FFN_AUTO}
 SPLITS = {"measured": _abi.SPLIT_MEASURED, "equal": _abi.SPLIT_EQUAL}
 SKIPPED = {"excluded": _abi.SKIPPED_EXCLUDED, "zero": _abi.SKIPPED_ZERO}
+POLICIES = {
+    "auto": _abi.CACHE_AUTO,
+    "lru": _abi.CACHE_LRU,
+    "lfu": _abi.CACHE_LFU,
+    "reuse": _abi.CACHE_REUSE,
+}
+IO_KINDS = {"auto": _abi.IO_AUTO, "pread": _abi.IO_PREAD, "io_uring": _abi.IO_URING}
+DIRECT_MODES = {"auto": _abi.DIRECT_AUTO, "on": _abi.DIRECT_ON, "off": _abi.DIRECT_OFF}
+PREFETCH_MODES = {
+    "auto": _abi.PREFETCH_AUTO,
+    "exact": _abi.PREFETCH_EXACT,
+    "next-layer": _abi.PREFETCH_NEXT_LAYER,
+}
+VERIFY_MODES = {"first": _abi.VERIFY_FIRST, "every": _abi.VERIFY_EVERY, "never": _abi.VERIFY_NEVER}
 
 # The header's number: what a record says.
 DOWN_LAYOUTS = {
@@ -42,6 +56,7 @@ DOWN_LAYOUTS = {
     _abi.DOWN_TRANSPOSED: "transposed",
     _abi.DOWN_REQUANTISED: "requantised",
 }
+BUNDLE_KINDS = {_abi.BUNDLE_EXPERTS: "experts", _abi.BUNDLE_LAYERS: "layers"}
 SPARSITIES = {_abi.SPARSE_OFF: "off", _abi.SPARSE_GATE_UP: "gate-up", _abi.SPARSE_FULL: "full"}
 
 

@@ -8,7 +8,22 @@ from typing import Any, Iterable, List, NamedTuple, Optional, Sequence, Tuple, U
 
 from . import _abi
 from ._load import Library, NativeError
-from ._names import LOAD_MODES, LOGITS_MODES, SKIPPED, SPARSE_FFN, SPLITS, TYPES, number, sized, uint32s
+from ._names import (
+    DIRECT_MODES,
+    IO_KINDS,
+    LOAD_MODES,
+    LOGITS_MODES,
+    POLICIES,
+    PREFETCH_MODES,
+    SKIPPED,
+    SPARSE_FFN,
+    SPLITS,
+    TYPES,
+    VERIFY_MODES,
+    number,
+    sized,
+    uint32s,
+)
 
 
 def _tokens(tokens: Iterable[int]) -> Any:
@@ -32,7 +47,9 @@ class Model:
     """A loaded model; several sessions may share it. Closing it closes its sessions.
 
     ``load`` "repack" interleaves the rows of matrices except those that sessions will gather, so that
-    ``sparse_ffn`` and ``sparse_lm_head`` must be what sessions are going to ask for."""
+    ``sparse_ffn`` and ``sparse_lm_head`` must be what sessions are going to ask for. ``bundle`` is the path
+    of a bundle made for the same (with "repack" only): its units stay on storage, and each session reads them
+    into a cache of ``cache_bytes``. ``digest``: what the bundle must say of the model's; "": anything."""
 
     def __init__(
         self,
@@ -43,6 +60,8 @@ class Model:
         populate: bool = False,
         sparse_ffn: bool = False,
         sparse_lm_head: bool = False,
+        bundle: str = "",
+        digest: str = "",
     ) -> None:
         options = sized(_abi.ModelOptions)
         library.sbr_model_options_init(ctypes.byref(options))
@@ -50,6 +69,9 @@ class Model:
         options.requantise_down = int(requantise_down)
         options.populate = int(populate)
         options.gathers = sparse_ffn * _abi.GATHER_UP | sparse_lm_head * _abi.GATHER_OUTPUT
+        if bundle:
+            options.bundle = os.fsencode(bundle)
+            options.digest = digest.encode() or None
         self.library = library
         self._handle: Optional[ctypes.c_void_p] = None
         self._sessions: "weakref.WeakSet[Session]" = weakref.WeakSet()
@@ -108,46 +130,79 @@ class Decoded(NamedTuple):
     scores: Any
 
 
-class Session:
-    """A KV cache, its threads and its settings on a model. Arguments are ``sbr_session_options`` by the names
-    that a person types; ``sparse_ffn`` may be "auto". Raises NativeError."""
+def _session_options(
+    library: Library,
+    n_threads: int = 1,
+    cpus: Sequence[int] = (),
+    isa: str = "auto",
+    n_ctx: int = 4096,
+    n_batch: int = 64,
+    kv_type: str = "f16",
+    kv_touch: bool = False,
+    sparse_ffn: Union[bool, str] = False,
+    sparse_lm_head: bool = False,
+    lm_head_threshold: float = 0.0,
+    lm_head_skipped: str = "excluded",
+    phase_timing: bool = True,
+    row_split: str = "measured",
+    cache_bytes: int = 0,
+    cache_policy: str = "auto",
+    io: str = "auto",
+    io_threads: int = 0,
+    io_direct: str = "auto",
+    prefetch: str = "auto",
+    verify: str = "first",
+    record_routing: bool = False,
+) -> Any:
+    options = sized(_abi.SessionOptions)
+    library.sbr_session_options_init(ctypes.byref(options))
+    options.n_threads = n_threads
+    if cpus:
+        options.cpus = uint32s(cpus)
+        options.n_cpus = len(cpus)
+    options.isa = library.isa_number(isa)
+    options.n_ctx = n_ctx
+    options.n_batch = n_batch
+    options.kv_type = number(TYPES, kv_type, "kv_type")
+    options.kv_touch = int(kv_touch)
+    word = sparse_ffn if isinstance(sparse_ffn, str) else ("on" if sparse_ffn else "off")
+    options.sparse_ffn = number(SPARSE_FFN, word, "sparse_ffn")
+    options.sparse_lm_head = int(sparse_lm_head)
+    options.lm_head_threshold = lm_head_threshold
+    options.lm_head_skipped = number(SKIPPED, lm_head_skipped, "lm_head_skipped")
+    options.phase_timing = int(phase_timing)
+    options.row_split = number(SPLITS, row_split, "row_split")
+    options.cache_bytes = cache_bytes
+    options.cache_policy = number(POLICIES, cache_policy, "cache_policy")
+    options.io = number(IO_KINDS, io, "io")
+    options.io_threads = io_threads
+    options.io_direct = number(DIRECT_MODES, io_direct, "io_direct")
+    options.prefetch = number(PREFETCH_MODES, prefetch, "prefetch")
+    options.verify = number(VERIFY_MODES, verify, "verify")
+    options.record_routing = int(record_routing)
+    return options
 
-    def __init__(
-        self,
-        model: Model,
-        n_threads: int = 1,
-        cpus: Sequence[int] = (),
-        isa: str = "auto",
-        n_ctx: int = 4096,
-        n_batch: int = 64,
-        kv_type: str = "f16",
-        kv_touch: bool = False,
-        sparse_ffn: Union[bool, str] = False,
-        sparse_lm_head: bool = False,
-        lm_head_threshold: float = 0.0,
-        lm_head_skipped: str = "excluded",
-        phase_timing: bool = True,
-        row_split: str = "measured",
-    ) -> None:
+
+def plan_session(model: Model, **settings: Any) -> Any:
+    """What a :class:`Session` with these settings would allocate, allocating nothing: an ``sbr_session_info``
+    structure of which ``kv_bytes``, ``scratch_bytes``, ``cache_bytes``, ``cache_bytes_min``, ``n_threads``,
+    ``n_ctx`` and ``n_batch`` are set. A ``cache_bytes`` below the minimum is no error here. Raises
+    NativeError."""
+    info = sized(_abi.SessionInfo)
+    options = _session_options(model.library, **settings)
+    model.library.call("sbr_session_plan", model.handle, ctypes.byref(options), ctypes.byref(info))
+    return info
+
+
+class Session:
+    """A KV cache, its threads and its settings on a model. Settings are ``sbr_session_options`` by the names
+    that a person types; ``sparse_ffn`` may be "auto". Those of caching (``cache_bytes``, ``cache_policy``,
+    ``io``, ``io_threads``, ``io_direct``, ``prefetch``, ``verify``) are for models with a bundle. Raises
+    NativeError."""
+
+    def __init__(self, model: Model, n_threads: int = 1, **settings: Any) -> None:
         library = model.library
-        options = sized(_abi.SessionOptions)
-        library.sbr_session_options_init(ctypes.byref(options))
-        options.n_threads = n_threads
-        if cpus:
-            options.cpus = uint32s(cpus)
-            options.n_cpus = len(cpus)
-        options.isa = library.isa_number(isa)
-        options.n_ctx = n_ctx
-        options.n_batch = n_batch
-        options.kv_type = number(TYPES, kv_type, "kv_type")
-        options.kv_touch = int(kv_touch)
-        word = sparse_ffn if isinstance(sparse_ffn, str) else ("on" if sparse_ffn else "off")
-        options.sparse_ffn = number(SPARSE_FFN, word, "sparse_ffn")
-        options.sparse_lm_head = int(sparse_lm_head)
-        options.lm_head_threshold = lm_head_threshold
-        options.lm_head_skipped = number(SKIPPED, lm_head_skipped, "lm_head_skipped")
-        options.phase_timing = int(phase_timing)
-        options.row_split = number(SPLITS, row_split, "row_split")
+        options = _session_options(library, n_threads, **settings)
         self.model = model
         self.library = library
         self._handle: Optional[ctypes.c_void_p] = None
@@ -268,6 +323,39 @@ class Session:
         counts = (ctypes.c_uint64 * max(1, n_expert))()
         self.library.call("sbr_session_get_expert_counts", self.handle, layer, counts, n_expert)
         return list(counts)[:n_expert]
+
+    def cache_counters(self) -> Any:
+        """Units of the bundle: an ``sbr_cache_counters`` structure, all zeros without one."""
+        counters = sized(_abi.CacheCounters)
+        self.library.call("sbr_session_get_cache_counters", self.handle, ctypes.byref(counters))
+        return counters
+
+    def routing(self) -> Any:
+        """Experts chosen since creation or the last :meth:`reset_counters`, with ``record_routing``: ctypes
+        uint16 [n_tokens][n_layer][n_expert_used] in one row, ascending in each set. Raises NativeError."""
+        count = ctypes.c_uint64()
+        self.library.call("sbr_session_get_routing", self.handle, None, 0, ctypes.byref(count))
+        info = self.model.info
+        experts = (ctypes.c_uint16 * (count.value * info.n_layer * info.n_expert_used))()
+        self.library.call("sbr_session_get_routing", self.handle, experts, count.value, None)
+        return experts
+
+    def replay_routing(self, experts: Optional[Sequence[int]]) -> None:
+        """From now on the token at position p uses set p modulo their number of ``experts``, laid out as
+        :meth:`routing` returns it; None: the router chooses again. Raises NativeError."""
+        if experts is None:
+            self.library.call("sbr_session_replay_routing", self.handle, None, 0)
+            return
+        per_token = int(self.model.info.n_layer * self.model.info.n_expert_used)
+        if per_token == 0 or not experts or len(experts) % per_token != 0:
+            raise NativeError(
+                _abi.ERR_ARGUMENT,
+                "a routing of %d experts is not a number of tokens of %d each" % (len(experts), per_token),
+            )
+        native: Any = experts
+        if not (isinstance(experts, ctypes.Array) and getattr(experts, "_type_", None) is ctypes.c_uint16):
+            native = (ctypes.c_uint16 * len(experts))(*experts)
+        self.library.call("sbr_session_replay_routing", self.handle, native, len(experts) // per_token)
 
     def reset_counters(self) -> None:
         """Sets every counter to 0."""

@@ -1,0 +1,173 @@
+/* tools.h - what stands beside models and sessions: bundles, simulated caches, synthetic models, probes, single
+ * kernels. Part of the interface of sbr.h, whose conventions hold here, and which includes this file.
+ */
+#ifndef SBR_TOOLS_H
+#define SBR_TOOLS_H
+
+#include "sbr/sbr.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* ---- progress of long calls --------------------------------------------------------------------- */
+/* Return non-zero to stop; the unfinished file is then removed. */
+typedef int32_t (*sbr_progress)(void* user, uint64_t done_bytes, uint64_t total_bytes);
+
+/* ---- bundles: weights that stay on storage ---------------------------------------------------- */
+/* What one read brings: an expert's gate, up and down, or (models without experts) a layer's matrices. */
+enum { SBR_BUNDLE_EXPERTS = 1, SBR_BUNDLE_LAYERS = 2 };
+
+typedef struct sbr_bundle_info {
+  uint32_t struct_size;
+  uint32_t version;
+  uint32_t kind;    /* SBR_BUNDLE_* */
+  uint32_t gathers; /* SBR_GATHER_UP when made for a sparse FFN, else 0 */
+  uint32_t n_layer;
+  uint32_t units_per_layer; /* experts, or 1 */
+  uint64_t unit_bytes;      /* of one unit, a multiple of 4096 */
+  uint64_t file_bytes;
+  char layout[96];       /* what a unit holds, as text: part of what makes two bundles differ */
+  char model_digest[72]; /* as given to sbr_bundle_write */
+} sbr_bundle_info;
+
+/* What sbr_bundle_write would write; touches no weights. model_digest is "". */
+SBR_API sbr_status sbr_bundle_plan(const char* model_path, uint32_t gathers, sbr_bundle_info* out, sbr_error* error);
+/* Writes `path` atomically (through a temporary file beside it), after checking that there is room. `digest` (NULL: "")
+ * is kept in the header. `progress` may be NULL. Errors: those of sbr_model_load, IO, CANCELLED. */
+SBR_API sbr_status sbr_bundle_write(const char* model_path, const char* digest, uint32_t gathers, const char* path,
+                                    sbr_progress progress, void* user, sbr_error* error);
+/* Reads and checks the header. Errors: IO, FORMAT, UNSUPPORTED, saying what differs. */
+SBR_API sbr_status sbr_bundle_describe(const char* path, sbr_bundle_info* out, sbr_error* error);
+/* Checks every unit's checksum as well. Errors: as describe; FORMAT names the first unit that differs; CANCELLED. */
+SBR_API sbr_status sbr_bundle_verify(const char* path, sbr_progress progress, void* user, sbr_error* error);
+
+/* ---- what a cache would have done -------------------------------------------------------------- */
+typedef struct sbr_simulate_options {
+  uint32_t struct_size;
+  uint32_t n_layer;
+  uint32_t n_expert;
+  uint32_t n_expert_used;
+  uint32_t policy;        /* SBR_CACHE_* */
+  uint32_t capacity;      /* units */
+  uint64_t warmup_tokens; /* the first ones fill the cache and are not counted */
+  /* [n_expert_used + 1], or NULL. Element m receives how many of the counted sets (one token, one layer) missed m. */
+  uint64_t* sets_by_misses;
+} sbr_simulate_options;
+
+typedef struct sbr_simulate_result {
+  uint32_t struct_size;
+  uint32_t reserved;
+  uint64_t requests;
+  uint64_t hits;
+  uint64_t ns; /* what the simulation took */
+} sbr_simulate_result;
+
+/* What a cache of that size and policy would have done, token by token. Errors: ARGUMENT. */
+SBR_API sbr_status sbr_simulate(const uint16_t* experts, uint64_t n_tokens, const sbr_simulate_options* options,
+                                sbr_simulate_result* out, sbr_error* error);
+
+/* ---- synthetic models ---------------------------------------------------------------------- */
+/* A model at given shapes with random weights and set statistics. The same spec gives the same bytes
+ * on every machine. Shares are in 1/1000. */
+typedef struct sbr_synth_spec {
+  uint32_t struct_size;
+  uint32_t n_layer;
+  uint32_t n_embd;
+  uint32_t n_head;
+  uint32_t n_head_kv;
+  uint32_t head_dim;
+  uint32_t n_ff;
+  uint32_t n_expert; /* 0: dense FFN (qwen3, llama, gemma3n) */
+  uint32_t n_expert_used;
+  uint32_t n_vocab;
+  uint32_t n_ctx_train;
+  uint32_t sliding_window; /* smallthinker: 0 or the window; gemma3n: the window */
+  uint32_t tied_output;
+  uint32_t transposed_down; /* 1: expert down matrices as [D,F] */
+  uint32_t predictor_rank;  /* smallthinker: 0 or the lm_head predictor's rank */
+  uint32_t weight_type;     /* SBR_TYPE_* of the matrices */
+  uint64_t seed;
+  float rope_freq_base;
+  float rms_eps;
+  const uint16_t* zero_share; /* [n_layer] ReLU zeros per layer; NULL for models without ReLU */
+  uint32_t hot_experts;       /* this many experts of each layer are preferred ... */
+  uint32_t hot_share;         /* ... so that they take about this share of selections; 0: no skew */
+  uint32_t lm_head_keep;      /* share of rows that the predictor keeps at threshold 0 */
+  char architecture[32];      /* "smallthinker", "qwen3", "qwen3moe", "llama"; "gemma3n" is written, not run */
+  char name[96];
+} sbr_synth_spec;
+
+/* The size of the file that sbr_synth_write would write. */
+SBR_API sbr_status sbr_synth_size(const sbr_synth_spec* spec, uint64_t* bytes, sbr_error* error);
+
+/* Writes `path` atomically (through `path`.part). `progress` may be NULL. */
+SBR_API sbr_status sbr_synth_write(const sbr_synth_spec* spec, const char* path, sbr_progress progress, void* user,
+                                   sbr_error* error);
+
+/* ---- what the machine can do (roofline) ------------------------------------------------------ */
+typedef struct sbr_probe_options {
+  uint32_t struct_size;
+  uint32_t n_threads;
+  const uint32_t* cpus; /* as in sbr_session_options */
+  uint32_t n_cpus;
+  uint32_t row_bytes;    /* gather: bytes of one row; storage: bytes of one read */
+  uint64_t buffer_bytes; /* memory probes: working set over all threads; make it exceed the caches */
+  uint64_t duration_ns;  /* how long to measure */
+  uint32_t direct;       /* storage: 1 to bypass the page cache (O_DIRECT) */
+  uint32_t reserved;
+} sbr_probe_options;
+
+typedef struct sbr_probe_result {
+  uint32_t struct_size;
+  uint32_t n_threads;
+  uint64_t bytes;
+  uint64_t ns;
+  uint64_t operations; /* rows gathered, or reads done */
+} sbr_probe_result;
+
+/* Streaming reads of a private buffer by all threads at once. */
+SBR_API sbr_status sbr_probe_read(const sbr_probe_options* options, sbr_probe_result* out, sbr_error* error);
+/* Reads of whole rows in random order, addresses known in advance (as a sparse FFN's are). */
+SBR_API sbr_status sbr_probe_gather(const sbr_probe_options* options, sbr_probe_result* out, sbr_error* error);
+/* Random aligned reads of row_bytes from an existing file by n_threads threads. */
+SBR_API sbr_status sbr_probe_storage(const char* path, const sbr_probe_options* options, sbr_probe_result* out,
+                                     sbr_error* error);
+
+/* ---- one kernel at a time (benchmarks) -------------------------------------------------------- */
+typedef struct sbr_kernel_bench sbr_kernel_bench;
+
+enum {
+  SBR_KERNEL_GEMV = 0,        /* all rows times one token */
+  SBR_KERNEL_GATHER_GEMV = 1, /* the kept rows times one token */
+  SBR_KERNEL_GEMM = 2,        /* all rows times n_tokens */
+  SBR_KERNEL_AXPY_ROWS = 3,   /* sum of the kept rows */
+  SBR_KERNEL_QUANTISE = 4     /* n_cols activations of one token; no weights */
+};
+
+typedef struct sbr_kernel_bench_options {
+  uint32_t struct_size;
+  uint32_t isa;         /* SBR_ISA_* */
+  uint32_t kernel;      /* SBR_KERNEL_* */
+  uint32_t weight_type; /* SBR_TYPE_*; of GEMV and GEMM also that + 32: interleaved */
+  uint32_t n_rows;      /* interleaved: a multiple of 16 */
+  uint32_t n_cols;      /* a multiple of 32, and of the type's block */
+  uint32_t n_tokens;    /* GEMM only */
+  uint32_t keep;        /* GATHER_GEMV and AXPY_ROWS: 1/1000 of the rows, scattered */
+} sbr_kernel_bench_options;
+
+/* Makes weights (at most 4 GiB) and inputs for one kernel of one instruction set. Errors: ARGUMENT, UNSUPPORTED
+ * (ISA not available here, or a type without that kernel), MEMORY. */
+SBR_API sbr_status sbr_kernel_bench_create(const sbr_kernel_bench_options* options, sbr_kernel_bench** bench,
+                                           sbr_error* error);
+/* Calls the kernel `calls` times on the calling thread: `bytes` of weight rows read (QUANTISE: of floats), `ns` for all
+ * calls together, `operations` multiply-adds (QUANTISE: values). */
+SBR_API sbr_status sbr_kernel_bench_run(sbr_kernel_bench* bench, uint32_t calls, sbr_probe_result* out,
+                                        sbr_error* error);
+SBR_API void sbr_kernel_bench_free(sbr_kernel_bench* bench);
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif /* SBR_TOOLS_H */

@@ -1,0 +1,258 @@
+#include "experts/simulate.h"
+
+#include <algorithm>
+#include <chrono>
+#include <numeric>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "base/error.h"
+#include "experts/policy.h"
+
+namespace sbr {
+namespace {
+
+constexpr uint32_t kMostExperts = 1u << 16;
+constexpr uint32_t kMostUnits = 1u << 28;
+
+struct Trace {
+  const uint16_t* experts;  // [n_tokens][n_layer][per_set]
+  uint64_t n_tokens;
+  uint32_t n_layer, n_expert, per_set;
+
+  uint64_t size() const { return n_tokens * n_layer * per_set; }
+  uint32_t units() const { return n_layer * n_expert; }
+
+  // Calls f(place, unit) for every access.
+  template <typename F>
+  void each_unit(F f) const {
+    uint64_t place = 0;
+    for (uint64_t token = 0; token < n_tokens; ++token) {
+      for (uint32_t layer = 0; layer < n_layer; ++layer) {
+        for (uint32_t k = 0; k < per_set; ++k, ++place) f(place, layer * n_expert + experts[place]);
+      }
+    }
+  }
+};
+
+void require_shape(const sbr_simulate_options& o, uint64_t n_tokens) {
+  const auto wrong = [](const char* member, uint64_t value, const std::string& expected) {
+    throw Error(SBR_ERR_ARGUMENT,
+                std::string("options->") + member + " is " + std::to_string(value) + ", expected " + expected);
+  };
+  if (o.n_expert == 0 || o.n_expert > kMostExperts) wrong("n_expert", o.n_expert, "1 to 65536");
+  if (o.n_layer == 0 || o.n_layer > kMostUnits / o.n_expert)
+    wrong("n_layer", o.n_layer, "1 or more, and 2^28 units at most");
+  if (o.n_expert_used == 0 || o.n_expert_used > o.n_expert) wrong("n_expert_used", o.n_expert_used, "1 to n_expert");
+  if (o.capacity == 0) wrong("capacity", 0, "1 unit or more");
+  if (n_tokens == 0) throw Error(SBR_ERR_ARGUMENT, "n_tokens is 0");
+  if (n_tokens > UINT64_MAX / 8 / (uint64_t{o.n_layer} * o.n_expert_used))
+    throw Error(SBR_ERR_ARGUMENT, "n_tokens is " + std::to_string(n_tokens) + ", more than fit into memory");
+  if (o.warmup_tokens >= n_tokens) wrong("warmup_tokens", o.warmup_tokens, "less than the routing's tokens");
+}
+
+void require_sets(const Trace& trace) {
+  for (uint64_t set = 0; set < trace.n_tokens * trace.n_layer; ++set) {
+    const uint16_t* experts = trace.experts + set * trace.per_set;
+    for (uint32_t k = 0; k < trace.per_set; ++k) {
+      if (experts[k] < trace.n_expert && (k == 0 || experts[k - 1] < experts[k])) continue;
+      throw Error(SBR_ERR_ARGUMENT, "experts of token " + std::to_string(set / trace.n_layer) + ", layer " +
+                                        std::to_string(set % trace.n_layer) + ": " + std::to_string(experts[k]) +
+                                        " is not below n_expert, or does not ascend");
+    }
+  }
+}
+
+// The unit whose next use is farthest leaves.
+class Belady final : public EvictionPolicy {
+ public:
+  explicit Belady(const Trace& trace) : next_(trace.size()), due_(trace.units(), 0) {
+    // All of a set are due at once: the choice must not depend on the order of acquisition within it.
+    std::vector<uint64_t> last(trace.units(), kNever);
+    trace.each_unit([&](uint64_t place, uint32_t unit) {
+      next_[place] = kNever;
+      const uint64_t before = std::exchange(last[unit], place);
+      if (before != kNever) next_[before] = place / trace.per_set;
+    });
+  }
+
+  // used() is told the unit at this place of the routing.
+  void at(uint64_t place) { place_ = place; }
+
+  void used(uint32_t unit) override {
+    if (due_[unit] == 0) ++n_units_;
+    due_[unit] = next_[place_] + 1;
+    push({due_[unit], unit});
+    // Every use leaves a stale entry behind; unless dropped, a cache that seldom evicts would keep one per use.
+    if (heap_.size() > 64 + 4 * n_units_) {
+      const auto stale = [this](const Entry& entry) { return due_[entry.second] != entry.first; };
+      heap_.erase(std::remove_if(heap_.begin(), heap_.end(), stale), heap_.end());
+      std::make_heap(heap_.begin(), heap_.end());
+    }
+  }
+
+  uint32_t evict(const uint8_t* held) override {
+    uint32_t victim = kNoUnit;
+    aside_.clear();
+    while (victim == kNoUnit && !heap_.empty()) {
+      const Entry entry = heap_.front();
+      std::pop_heap(heap_.begin(), heap_.end());
+      heap_.pop_back();
+      if (due_[entry.second] != entry.first) continue;
+      if (held[entry.second] != 0) {
+        aside_.push_back(entry);
+      } else {
+        victim = entry.second;
+      }
+    }
+    for (const Entry& entry : aside_) push(entry);
+    if (victim != kNoUnit) {
+      due_[victim] = 0;
+      --n_units_;
+    }
+    return victim;
+  }
+
+ private:
+  using Entry = std::pair<uint64_t, uint32_t>;  // due, unit
+  static constexpr uint64_t kNever = UINT64_MAX - 1;
+
+  void push(const Entry& entry) {
+    heap_.push_back(entry);
+    std::push_heap(heap_.begin(), heap_.end());
+  }
+
+  std::vector<uint64_t> next_;       // [accesses] the set that uses the same unit next
+  std::vector<uint64_t> due_;        // [units] 1 + the set of the next use; 0: not in the cache
+  std::vector<Entry> heap_, aside_;  // farthest first; entries that differ from due_ are stale
+  uint64_t place_ = 0;
+  uint64_t n_units_ = 0;
+};
+
+// The most frequent units of the whole routing (the lower unit on a tie): [units] 1 for those.
+std::vector<uint8_t> most_frequent(const Trace& trace, uint32_t capacity) {
+  std::vector<uint64_t> uses(trace.units(), 0);
+  trace.each_unit([&](uint64_t, uint32_t unit) { ++uses[unit]; });
+  std::vector<uint32_t> order(trace.units());
+  std::iota(order.begin(), order.end(), 0u);
+  std::nth_element(order.begin(), order.begin() + (capacity - 1), order.end(),
+                   [&](uint32_t a, uint32_t b) { return uses[a] != uses[b] ? uses[a] > uses[b] : a < b; });
+  std::vector<uint8_t> kept(trace.units(), 0);
+  for (uint32_t i = 0; i < capacity; ++i) kept[order[i]] = 1;
+  return kept;
+}
+
+// A token's set of a layer.
+struct Set {
+  const uint16_t* experts;
+  uint64_t place;  // of its first access
+  uint32_t base, size;
+  uint32_t unit(uint32_t k) const { return base + experts[k]; }
+};
+
+class Cache {
+ public:
+  Cache(const Trace& trace, EvictionPolicy& policy, Belady* oracle, uint32_t capacity)
+      : policy_(policy), oracle_(oracle), free_(capacity), cached_(trace.units(), 0), held_(trace.units(), 0) {}
+
+  // How many of a set were not there; now they are.
+  uint32_t acquire(const Set& set) {
+    missing_.clear();
+    for (uint32_t k = 0; k < set.size; ++k) cached_[set.unit(k)] != 0 ? use(set, k) : missing_.push_back(k);
+    for (const uint32_t k : missing_) {
+      make_room(set);
+      cached_[set.unit(k)] = 1;
+      use(set, k);
+    }
+    release(set);
+    return static_cast<uint32_t>(missing_.size());
+  }
+
+ private:
+  void use(const Set& set, uint32_t k) {
+    held_[set.unit(k)] = 1;
+    if (oracle_ != nullptr) oracle_->at(set.place + k);
+    policy_.used(set.unit(k));
+  }
+
+  void release(const Set& set) {
+    for (uint32_t k = 0; k < set.size; ++k) held_[set.unit(k)] = 0;
+  }
+
+  void make_room(const Set& set) {
+    if (free_ != 0) {
+      --free_;
+      return;
+    }
+    uint32_t victim = policy_.evict(held_.data());
+    if (victim == kNoUnit) {  // the set is larger than the cache: what it holds is computed and released first
+      release(set);
+      victim = policy_.evict(held_.data());
+    }
+    if (victim == kNoUnit) throw Error(SBR_ERR_INTERNAL, "The policy evicts nothing although nothing is pinned");
+    cached_[victim] = 0;
+  }
+
+  EvictionPolicy& policy_;
+  Belady* oracle_;
+  uint32_t free_;                  // slots
+  std::vector<uint8_t> cached_;    // [units]
+  std::vector<uint8_t> held_;      // [units]
+  std::vector<uint32_t> missing_;  // of the set: what was not there
+};
+
+// missed(set) for every set of the routing in order; those of tokens from warmup_tokens on are counted.
+template <typename Missed>
+void run(const Trace& trace, const sbr_simulate_options& options, sbr_simulate_result& result, Missed missed) {
+  std::vector<uint64_t> sets(trace.per_set + 1, 0);
+  uint64_t place = 0;
+  for (uint64_t token = 0; token < trace.n_tokens; ++token) {
+    const bool counted = token >= options.warmup_tokens;
+    for (uint32_t layer = 0; layer < trace.n_layer; ++layer, place += trace.per_set) {
+      const uint32_t n = missed(Set{trace.experts + place, place, layer * trace.n_expert, trace.per_set});
+      if (counted) ++sets[n];
+    }
+  }
+  for (uint32_t n = 0; n <= trace.per_set; ++n) {
+    result.requests += sets[n] * trace.per_set;
+    result.hits += sets[n] * (trace.per_set - n);
+    if (options.sets_by_misses != nullptr) options.sets_by_misses[n] = sets[n];
+  }
+}
+
+}  // namespace
+
+sbr_simulate_result simulate(const uint16_t* experts, uint64_t n_tokens, const sbr_simulate_options& options) {
+  const auto begin = std::chrono::steady_clock::now();
+  require_shape(options, n_tokens);
+  const Trace trace = {experts, n_tokens, options.n_layer, options.n_expert, options.n_expert_used};
+  require_sets(trace);
+  const uint32_t capacity = std::min(options.capacity, trace.units());
+  sbr_simulate_result result = {};
+  if (options.policy == SBR_CACHE_STATIC) {
+    const std::vector<uint8_t> kept = most_frequent(trace, capacity);
+    run(trace, options, result, [&](const Set& set) {
+      uint32_t missing = set.size;
+      for (uint32_t k = 0; k < set.size; ++k) missing -= kept[set.unit(k)];
+      return missing;
+    });
+  } else if (options.policy == SBR_CACHE_BELADY) {
+    Belady belady(trace);
+    Cache cache(trace, belady, &belady, capacity);
+    run(trace, options, result, [&](const Set& set) { return cache.acquire(set); });
+  } else {
+    const auto policy = make_policy(options.policy, {trace.n_layer, trace.n_expert});
+    if (policy == nullptr) {
+      throw Error(SBR_ERR_ARGUMENT,
+                  "options->policy is " + std::to_string(options.policy) + ", expected one of SBR_CACHE_*");
+    }
+    Cache cache(trace, *policy, nullptr, capacity);
+    run(trace, options, result, [&](const Set& set) { return cache.acquire(set); });
+  }
+  const auto taken = std::chrono::steady_clock::now() - begin;
+  result.ns = static_cast<uint64_t>(std::chrono::duration_cast<std::chrono::nanoseconds>(taken).count());
+  return result;
+}
+
+}  // namespace sbr

@@ -1,0 +1,159 @@
+#include "model/cached_experts.h"
+
+#include <algorithm>
+
+#include "base/error.h"
+#include "model/router.h"
+
+namespace sbr {
+namespace {
+
+const BundlePart& part(const Bundle& bundle, uint32_t l, Matrix LayerWeights::* member) {
+  for (const BundlePart& each : bundle.parts(l)) {
+    if (each.member == member) return each;
+  }
+  throw Error(SBR_ERR_INTERNAL, bundle.path() + ": an expert of this bundle lacks a matrix");
+}
+
+}  // namespace
+
+CachedExperts::CachedExperts(const Bundle& bundle, const Config& config, const CacheOptions& options, bool guesses)
+    : units_per_layer_(bundle.units_per_layer()), guesses_(guesses), cache_(bundle, options) {
+  for (uint32_t l = 0; l < config.n_layer; ++l) {
+    const BundlePart& up = part(bundle, l, &LayerWeights::up);
+    const uint64_t row = up.view.row_bytes;
+    parts_.push_back({part(bundle, l, &LayerWeights::gate).offset, up.offset,
+                      part(bundle, l, &LayerWeights::down).offset, row,
+                      bundle.unit_bytes() % row == 0 && up.offset % row == 0});
+  }
+  pins_.resize(config.n_expert);
+  rounds_.reserve(config.n_expert + 1);
+  rounds_ = {0};
+  away_.reserve(config.n_expert);
+  guessed_.resize(config.n_expert_used);
+  guess_weights_.resize(config.n_expert_used);
+}
+
+void CachedExperts::request(uint32_t l, ExpertPlan* plan) {
+  release();
+  layer_ = l;
+  plan->one_gather = parts_[l].one_gather;
+  std::vector<ExpertGroup>& groups = plan->groups;
+  if (guessed_layer_ == l) {
+    predicted_ += guessed_.size();
+    for (const ExpertGroup& group : groups)
+      predicted_right_ += static_cast<uint64_t>(std::count(guessed_.begin(), guessed_.end(), group.expert));
+  }
+
+  // What is there is pinned first: loading the others might evict it.
+  away_.clear();
+  size_t there = 0;
+  for (const ExpertGroup& group : groups) {
+    if (cache_.has(unit(l, group.expert))) {
+      groups[there++] = group;
+    } else {
+      away_.push_back(group);
+    }
+  }
+  std::copy(away_.begin(), away_.end(), groups.begin() + static_cast<std::ptrdiff_t>(there));
+
+  const size_t n = groups.size(), slots = cache_.capacity();
+  in_waves_ = n > slots;
+  rounds_.clear();
+  if (in_waves_) {
+    const size_t wave = std::max<size_t>(slots / 2, 1);
+    for (size_t g = 0; g < n; g += wave) rounds_.push_back(static_cast<uint32_t>(g));
+  } else {
+    rounds_.push_back(0);
+  }
+  rounds_.push_back(static_cast<uint32_t>(n));
+  if (in_waves_) {
+    advance(0, plan);
+  } else {
+    while (pinned_ < n) pin(pinned_++, plan);
+    // Of what was there something may have been on its way; those that can be computed at once come first.
+    size_t ready = 0;
+    for (size_t g = 0; g < there; ++g) {
+      if (!pins_[g].ready()) continue;
+      std::rotate(groups.begin() + ready, groups.begin() + g, groups.begin() + g + 1);
+      std::rotate(pins_.begin() + ready, pins_.begin() + g, pins_.begin() + g + 1);
+      ++ready;
+    }
+  }
+  // Guesses that came true have been acquired by now.
+  if (guesses_) cache_.drop_guesses();
+  guessed_layer_ = kNoLayer;
+}
+
+void CachedExperts::settle(const ExpertPlan& plan) {
+  if (in_waves_) return;
+  const size_t n = plan.groups.size();
+  size_t there = 0;
+  while (there < n && pins_[there].ready()) ++there;
+  rounds_.clear();
+  rounds_.push_back(0);
+  if (there != 0 && there != n) rounds_.push_back(static_cast<uint32_t>(there));
+  rounds_.push_back(static_cast<uint32_t>(n));
+}
+
+void CachedExperts::advance(size_t round, ExpertPlan* plan) {
+  for (size_t g = 0; g < rounds_[round]; ++g) pins_[g] = UnitCache::Pin();
+  while (pinned_ < rounds_[round + 1]) pin(pinned_++, plan);
+  // The next one as far as slots go; one alone serves one wave after the other.
+  if (cache_.capacity() == 1 || round + 1 == n_rounds()) return;
+  while (pinned_ < rounds_[round + 2]) pin(pinned_++, plan);
+}
+
+void CachedExperts::pin(size_t g, ExpertPlan* plan) {
+  ExpertGroup& group = plan->groups[g];
+  UnitCache::Pin& pin = pins_[g];
+  pin = cache_.acquire(unit(layer_, group.expert));  // never empty: fewer than capacity() are pinned
+  const Parts& parts = parts_[layer_];
+  const uint8_t* at = pin.data();
+  group.gate = at + parts.gate;
+  group.down = at + parts.down;
+  group.rows_of_up = parts.one_gather ? cache_.arena() : at + parts.up;
+  group.up_row = static_cast<uint32_t>(static_cast<uint64_t>(at + parts.up - group.rows_of_up) / parts.up_row_bytes);
+}
+
+void CachedExperts::release() {
+  for (size_t g = 0; g < pinned_; ++g) pins_[g] = UnitCache::Pin();
+  pinned_ = 0;
+}
+
+void CachedExperts::abandon() {
+  for (size_t g = 0; g < pinned_; ++g) {
+    if (pins_[g]) pins_[g].wait();
+  }
+  release();
+}
+
+void CachedExperts::guess(uint32_t l, const float* scores) {
+  top_k(scores, units_per_layer_, static_cast<uint32_t>(guessed_.size()), guessed_.data(), guess_weights_.data());
+  guessed_layer_ = l;
+  for (uint32_t expert : guessed_) cache_.guess(unit(l, expert));
+}
+
+bool CachedExperts::wait(size_t group, uint64_t* waited_ns) const {
+  const UnitCache::Pin& pin = pins_[group];
+  if (pin.ready()) return pin.wait();
+  const uint64_t begin = Worker::now();
+  const bool there = pin.wait();
+  *waited_ns += Worker::now() - begin;
+  return there;
+}
+
+sbr_cache_counters CachedExperts::counters() const {
+  sbr_cache_counters counters = cache_.counters();
+  counters.predicted = predicted_;
+  counters.predicted_right = predicted_right_;
+  counters.ns_wait = ns_wait_;
+  return counters;
+}
+
+void CachedExperts::reset_counters() {
+  cache_.reset_counters();
+  predicted_ = predicted_right_ = ns_wait_ = 0;
+}
+
+}  // namespace sbr

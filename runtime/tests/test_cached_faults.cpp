@@ -1,0 +1,170 @@
+// Experts that stay on storage, when reads fail or are slow, or a call is cancelled while it waits for them.
+// `test_cached_faults few` tries fewer combinations.
+#include <atomic>
+#include <cerrno>
+#include <chrono>
+#include <cstdio>
+#include <functional>
+#include <string>
+#include <thread>
+
+#include "base/error.h"
+#include "bundled_models.h"
+#include "expect.h"
+#include "session_settings.h"
+
+using namespace sbr_test;
+
+namespace {
+
+bool few = false;
+
+// Lets `before` reads through, and then makes one of each `every` what `kind` says.
+class Fault : public sbr::ReadTamper {
+ public:
+  enum Kind { kNone, kError, kEnd, kFlip, kSlow };
+  std::atomic<int> kind{kNone};
+  std::atomic<int> before{0};
+
+  int64_t answer(uint64_t /*offset*/, uint64_t length, uint8_t* to, int64_t result) override {
+    if (before.fetch_sub(1) > 0) return result;
+    switch (kind.load()) {
+      case kError:
+        return -EIO;
+      case kEnd:
+        return 0;
+      case kFlip:
+        to[length / 2] ^= 1;
+        return result;
+      case kSlow:
+        std::this_thread::sleep_for(std::chrono::microseconds(300));
+        return result;
+      default:
+        return result;
+    }
+  }
+};
+
+sbr::SessionSettings tampered(const Bundled& model, const sbr_session_options& options, Fault* fault) {
+  sbr::SessionSettings settings = sbr::choose_settings(model.get(), options);
+  settings.cache.reader.tamper = fault;
+  return settings;
+}
+
+// A read that fails ends the call, at the position before it; afterwards the session goes on as if nothing had
+// happened.
+void test_failed_reads() {
+  const Bundled model(tiny_smallthinker(SBR_TYPE_Q4_0, true));
+  const std::vector<int32_t> tokens = token_stream(24);
+  const std::vector<float> expected = prefill_all(model.resident(), session_options(), tokens);
+  for (uint32_t io : readers(model)) {
+    for (uint32_t threads : {1u, 2u, 3u}) {
+      for (uint64_t units : {1, 2, 3, 6}) {
+        if (few && (units + threads) % 3 != 0) continue;
+        for (Fault::Kind kind : {Fault::kError, Fault::kEnd, Fault::kFlip}) {
+          Fault fault;
+          sbr_session_options options = cached_options(model, units);
+          options.io = io;
+          options.n_threads = threads;
+          options.n_batch = 6;
+          options.verify = SBR_VERIFY_EVERY;
+          options.prefetch = units == 6 ? SBR_PREFETCH_NEXT_LAYER : SBR_PREFETCH_EXACT;
+          sbr::Session session(model.get(), tampered(model, options, &fault));
+          for (bool batch : {true, false}) {
+            session.rewind(0);
+            session.prefill(tokens.data(), 6, SBR_LOGITS_NONE, nullptr, nullptr);
+            std::vector<float> logits(18 * kVocab);
+            const std::function<void()> call = [&] {
+              if (batch) {
+                session.prefill(tokens.data() + 6, 18, SBR_LOGITS_ALL, logits.data(), nullptr);
+              } else {
+                decode_all(session, {tokens.begin() + 6, tokens.end()}).swap(logits);
+              }
+            };
+            // Not in the first batch, or token, of the call. The second failure is of another kind than the first.
+            const bool flips = (kind == Fault::kFlip) == batch;
+            fault.before = 20;
+            fault.kind = batch ? kind : flips ? Fault::kFlip : Fault::kError;
+            std::string sentence;
+            const int32_t status = status_of(call, &sentence);
+            EXPECT(status == (flips ? SBR_ERR_FORMAT : SBR_ERR_IO));
+            EXPECT(contains(sentence, model.bundle()) && contains(sentence, " of layer "));
+            EXPECT(session.info().n_past == 6);
+            fault.kind = Fault::kNone;
+            int32_t again = status_of(call, &sentence);
+            // A guess may have been on its way when the call failed, and fail the next one.
+            for (uint64_t i = 0; again != SBR_OK && options.prefetch == SBR_PREFETCH_NEXT_LAYER && i < units; ++i)
+              again = status_of(call, &sentence);
+            EXPECT(again == SBR_OK);
+            EXPECT(same_bits(logits, {expected.begin() + 6 * kVocab, expected.end()}));
+          }
+        }
+      }
+    }
+  }
+}
+
+// Cancelling while it waits for storage: the call ends, and so do the reads that nobody waits for any more.
+void test_cancel_while_waiting() {
+  sbr_synth_spec spec = tiny_smallthinker(SBR_TYPE_Q4_0, true);
+  spec.n_layer = 6;
+  const Bundled model(spec);
+  const std::vector<int32_t> tokens = token_stream(30);
+  const std::vector<float> expected = prefill_all(model.resident(), session_options(), tokens);
+  Fault fault;
+  fault.kind = Fault::kSlow;
+  sbr_session_options options = cached_options(model, 7);
+  options.n_threads = 2;
+  options.prefetch = SBR_PREFETCH_NEXT_LAYER;
+  options.record_routing = 1;
+  sbr::Session session(model.get(), tampered(model, options, &fault));
+  int cancelled = 0;
+  for (int attempt = 0; attempt < 12; ++attempt) {
+    std::thread canceller([&] {
+      std::this_thread::sleep_for(std::chrono::microseconds(700 * attempt));
+      session.cancel();
+    });
+    std::string sentence;
+    const int32_t status = status_of([&] { session.decode(tokens.data(), 30, nullptr, nullptr); }, &sentence);
+    canceller.join();
+    cancelled += status == SBR_ERR_CANCELLED;
+    EXPECT(status == SBR_ERR_CANCELLED || status == SBR_OK);
+    EXPECT(session.n_recorded() == session.counters().tokens);  // nothing of a token that was given up
+    EXPECT(status == SBR_OK || session.info().n_past == 0);
+    session.rewind(0);
+  }
+  EXPECT(cancelled > 0);
+  std::string sentence;
+  status_of([&] { session.decode(tokens.data(), 1, nullptr, nullptr); }, &sentence);  // takes what came too late
+  fault.kind = Fault::kNone;
+  session.rewind(0);
+  session.reset_counters();
+  EXPECT(same_bits(decode_all(session, tokens), expected));
+  EXPECT(session.n_recorded() == 30);
+}
+
+// Waiting is told apart from work.
+void test_waiting_is_counted() {
+  const Bundled model(tiny_smallthinker(SBR_TYPE_Q4_0, true));
+  Fault fault;
+  fault.kind = Fault::kSlow;
+  sbr_session_options options = cached_options(model, 2);
+  options.phase_timing = 1;
+  options.n_threads = 2;
+  sbr::Session session(model.get(), tampered(model, options, &fault));
+  decode_all(session, token_stream(20));
+  const sbr_cache_counters c = session.cache_counters();
+  EXPECT(c.late > 0 && c.ns_wait > c.late * 50000);
+  EXPECT(c.ns_wait <= session.counters().ns_ffn && session.counters().ns_ffn <= session.counters().ns_total);
+  EXPECT(c.ns_io_busy >= c.ns_wait / 2);
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  few = argc > 1 && std::strcmp(argv[1], "few") == 0;
+  test_failed_reads();
+  test_cancel_while_waiting();
+  test_waiting_is_counted();
+  return finish("test_cached_faults");
+}

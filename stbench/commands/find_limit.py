@@ -1,0 +1,261 @@
+"""``stbench find-limit``: the smallest memory limit at which a case runs, and reaches a speed."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import re
+import time
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from stbench.commands import Subparsers, add_command
+from stbench.commands._sweep_options import add_options
+
+if TYPE_CHECKING:
+    from stbench.agent.wire import JobSpec, RunRecord
+    from stbench.commands._sweep_options import Ready
+    from stbench.find_limit import Outcome, Resolution
+    from stbench.limit_answers import Answer
+    from stbench.limit_probe import Prober
+    from stbench.live import Live
+    from stbench.store import Store
+    from stbench.sweep import Sweep
+
+_EXAMPLE = """
+stbench find-limit --models smallthinker-4b --sparse-ffn on --sparse-lm-head on -n 64
+stbench find-limit --models smallthinker-4b --sparse-ffn on -n 64 --reach 10 --from 256MiB --to 2GiB
+stbench find-limit --models qwen3-1.7b --n-ctx 512 -n 32 --device rpi5 --campaign smallest
+"""
+
+_REPLICATES = 3
+_GEN = "128"
+# Axes that say something else here than in a sweep.
+_REFUSED = {
+    "memory_limit": "is what find-limit looks for: give the range by --from and --to",
+    "one_model_at_a_time": "deletes the model after each limit: leave it away",
+    "max_failures": "does not fit: a run that needs more memory is a step of the search",
+}
+
+
+def register(subparsers: Subparsers) -> None:
+    """Adds ``stbench find-limit``."""
+    parser = add_command(
+        subparsers,
+        "find-limit",
+        run,
+        help="bisect the smallest memory limit at which a model runs, or reaches a speed",
+        example=_EXAMPLE,
+    )
+    add_options(parser, file=False)
+    search = parser.add_argument_group("search")
+    search.add_argument("--reach", type=_speed, metavar="X", help="also the smallest for X decoded tokens/s")
+    search.add_argument(
+        "--from", dest="low", type=_size, metavar="SIZE", help="smallest limit to try (8MiB: too little)"
+    )
+    search.add_argument(
+        "--to", dest="high", type=_size, metavar="SIZE", help="largest (what a run without a limit takes)"
+    )
+    search.add_argument(
+        "--resolution", type=_resolution, metavar="SIZE", help="how near, also as a share (16MiB or 2%%)"
+    )
+    search.add_argument("--retry-failed", action="store_true", help="run failed jobs of the campaign again")
+
+
+def _size(text: str) -> int:
+    from stbench.limited import SMALLEST_LIMIT, parse_bytes
+
+    try:
+        size = parse_bytes(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f'expected {error}, got "{text}"') from None
+    if not SMALLEST_LIMIT <= size < 1 << 50:
+        raise argparse.ArgumentTypeError(f"expected 8MiB or more, got {text}")
+    return size
+
+
+def _resolution(text: str) -> Resolution:
+    from stbench.find_limit import Resolution
+    from stbench.limited import parse_bytes
+
+    share = re.fullmatch(r"(\d{1,2}(?:\.\d{1,2})?) ?%", text.strip())
+    try:
+        found = Resolution(0, float(share[1]) / 100) if share else Resolution(parse_bytes(text), 0.0)
+    except ValueError:
+        found = Resolution(0, 0.0)
+    if found == Resolution(0, 0.0):
+        raise argparse.ArgumentTypeError(f'expected a size such as 16MiB or a share such as 2%, got "{text}"')
+    return found
+
+
+def _speed(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < 1e6:
+        raise argparse.ArgumentTypeError(f'expected tokens/s above 0, got "{text}"')
+    return value
+
+
+def run(args: argparse.Namespace) -> int:
+    """Searches each case, prints steps and answers."""
+    from stbench import errors, limit_answers
+    from stbench.commands._sweep_options import devices_of, new_campaign_name, planned
+    from stbench.console import print_json, stderr_console, stdout_console
+    from stbench.live import Live
+    from stbench.store import validate_campaign_name
+
+    sweep = _sweep(args)
+    (device, *others) = devices_of(args)
+    if others:
+        raise errors.UsageError(
+            "find-limit searches on one device, and several are enabled",
+            hint=f"--device {device.name}",
+        )
+    if device.memory_limit == "none":
+        raise errors.CellsFailed(
+            f"{device.name} holds no memory limit ({args.devices}: memory_limit: none), so none can be found",
+            hint=f"memory_limit: auto   # in {args.devices}",
+        )
+    if args.campaign:
+        campaign = validate_campaign_name(args.campaign)
+    else:
+        campaign = new_campaign_name("find-limit", args.results)
+    answers: list[Answer] = []
+    with (
+        Live(stderr_console(quiet=args.quiet)) as live,
+        planned(
+            args, sweep, campaign, lambda stage, done, total: live.step(stage, done, total), lease=True
+        ) as ready,
+    ):
+        prober = _prober(args, campaign, sweep, ready, live)
+        plan = prober.plan()
+        for note in plan.notes:
+            live.note(note)
+        plan.check_room()
+        live.note(f"results in {args.results / campaign}")
+        for case in prober.cases(sweep.filter):
+            answers.append(_answer(args, prober, case, ready, live))
+    if args.json:
+        print_json({"campaign": campaign, "cases": [limit_answers.as_json(answer) for answer in answers]})
+    else:
+        console = stdout_console()
+        for answer in answers:
+            console.print(limit_answers.table(answer))
+            for sentence in limit_answers.sentences(answer):
+                console.print(sentence, markup=False, soft_wrap=True)
+    return limit_answers.exit_code(answers)
+
+
+def _sweep(args: argparse.Namespace) -> Sweep:
+    """What is searched for: a sweep without limits. Raises :class:`UsageError`."""
+    from stbench.commands._sweep_options import sweep_of, typed_axes
+    from stbench.errors import UsageError
+    from stbench.sweep import WORKLOADS
+
+    typed = typed_axes(args)
+    for key, why in _REFUSED.items():
+        if key in typed:
+            raise UsageError(f"--{key.replace('_', '-')} {why}")
+    if not typed.keys() & {"models", "preset"}:
+        raise UsageError("which model? --models NAME", hint="`stbench models` lists names")
+    if args.low is not None and args.high is not None and args.low >= args.high:
+        raise UsageError("--from has to be less than --to")
+    if args.axis_replicates is None:
+        args.axis_replicates = _REPLICATES
+    if "preset" not in typed:
+        args.axis_cache = typed.get("cache", "auto")
+        if not typed.keys() & set(WORKLOADS):
+            args.axis_gen = _GEN
+    sweep = sweep_of(args)
+    if args.reach is not None and any(not gen for _, gen, _ in sweep.workloads):
+        raise UsageError("--reach is about decoding, and a workload generates nothing", hint="-n 64, or -pg")
+    return replace(sweep, memory_limit=(0,), one_model_at_a_time=False, max_failures=None)
+
+
+def _prober(args: argparse.Namespace, campaign: str, sweep: Sweep, ready: Ready, live: Live) -> Prober:
+    import stbench
+    from stbench import limit_probe, store
+    from stbench.errors import StoreError, UsageError
+    from stbench.references import References
+
+    if any(job.choice is not None for job in ready.plan.jobs):
+        raise UsageError("-t auto would search for threads anew under every limit", hint="-t 4, or -t all")
+    # What may differ between two searches that share their records.
+    same = dataclasses.asdict(replace(sweep, replicates=1, filter=(), max_time_s=None, max_reruns=None))
+    directory = args.results / campaign
+    stored = store.read_campaign(directory)
+    known = stored.get("find_limit") if stored is not None else None
+    if stored is not None and _plain(known) != _plain({"sweep": same}):
+        raise StoreError(
+            f"{directory} is a campaign of other runs than this search would make",
+            hint="another --campaign NAME, or the axes that this one was begun with",
+        )
+    (device,) = ready.devices
+
+    def describe(open_store: Store, so_far: Sweep) -> None:
+        open_store.write_campaign(
+            {
+                "stbench": stbench.__version__,
+                "sweep": dataclasses.asdict(so_far),
+                "find_limit": {"sweep": same},
+                "devices": {
+                    device.target.device.name: {
+                        "library_sha256": device.agent.deployment.library_sha256,
+                        "agent_sha256": device.agent.deployment.agent_sha256,
+                        "fingerprint": device.target.facts.fingerprint,
+                    }
+                },
+            }
+        )
+
+    room = limit_probe.Room(
+        directory,
+        sweep,
+        device,
+        References(),
+        live,
+        args.retry_failed,
+        None if sweep.max_time_s is None else time.monotonic() + sweep.max_time_s,
+    )
+    return limit_probe.Prober(room, describe)
+
+
+def _plain(data: Any) -> Any:
+    """As JSON has it."""
+    import json
+
+    return json.loads(json.dumps(data))
+
+
+def _answer(args: argparse.Namespace, prober: Prober, case: JobSpec, ready: Ready, live: Live) -> Answer:
+    from stbench import find_limit, limit_answers, limit_probe
+    from stbench.limited import SMALLEST_LIMIT
+
+    (device,) = ready.devices
+    resolution = args.resolution or find_limit.Resolution()
+    low, most = args.low or SMALLEST_LIMIT, None
+    known = prober.known(case)
+
+    def measure(limit: int) -> Outcome:
+        live.note(f"{case.label}: trying a limit of {find_limit.size_text(limit)}")
+        outcome = prober.measure(case, limit)
+        live.note(f"{case.label}: {limit_answers.step_sentence(outcome)}")
+        return outcome
+
+    # The smallest one first: it takes no time where it is too little, and shows whether it is enforced.
+    if low not in {outcome.limit_bytes for outcome in known}:
+        known.append(measure(low))
+    free: RunRecord | None = None
+    if args.high is not None:
+        high = args.high
+    else:
+        live.note(f"{case.label}: a run without a limit says how much could be needed at most")
+        free = prober.unlimited(case)
+        most = device.target.facts.memory_bytes
+        high = most if free.status != "ok" else min(limit_probe.enough_bytes(free), most)
+    if high <= low:
+        high = 2 * low
+    result = find_limit.find(measure, low, high, resolution, speed=args.reach, most=most, known=known)
+    return limit_answers.Answer(case.label, result, resolution, args.reach, free)

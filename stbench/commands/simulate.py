@@ -1,0 +1,256 @@
+"""``stbench simulate``: what caches of any size and policy would have done with a routing trace."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from stbench.commands import Subparsers, add_command
+from stbench.errors import EXIT_OK
+
+if TYPE_CHECKING:
+    from stbench.agent.routing import Routing
+    from stbench.agent.sbr import Library
+    from stbench.agent.wire import SynthSpec
+    from stbench.measured_caches import Measured
+    from stbench.simulate import Machine, Point, Simulator
+
+_EXAMPLE = """
+stbench simulate real.routing
+stbench simulate real.routing --cache 128MiB,256MiB,50% --policy lru,reuse,mine.py:Fifo
+stbench simulate real.routing --storage-rate 1.5 --compute-rate 30 --plot cache.png
+stbench simulate results/desk/routing/x.routing --from results/desk --json
+"""
+
+
+def register(subparsers: Subparsers) -> None:
+    """Adds ``stbench simulate``."""
+    parser = add_command(
+        subparsers,
+        "simulate",
+        run,
+        help="say what a cache of any size and policy would have hit, and how fast that would decode",
+        example=_EXAMPLE,
+    )
+    parser.add_argument(
+        "trace", type=Path, metavar="TRACE", help="`stbench routing` makes, imports and shows them"
+    )
+    parser.add_argument(
+        "--cache",
+        default="",
+        metavar="LIST",
+        help="sizes (256MiB), shares of all experts (25%%), numbers of experts (512); default: a sweep",
+    )
+    parser.add_argument(
+        "--policy",
+        default="",
+        metavar="LIST",
+        help="lru, lfu, reuse, static, belady, or your own FILE.py:CLASS (slow); default: the five",
+    )
+    parser.add_argument(
+        "--model", metavar="NAME", help="a model of the catalogue; one of another shape replays the trace"
+    )
+    parser.add_argument("--unit-bytes", type=int, metavar="N", help="bytes of one expert, without a model")
+    parser.add_argument("--storage-rate", type=float, metavar="GB/s", help="at which experts are read")
+    parser.add_argument(
+        "--compute-rate", type=float, metavar="TOKENS/s", help="decode speed with all weights in memory"
+    )
+    parser.add_argument(
+        "--from",
+        dest="campaign",
+        type=Path,
+        metavar="RESULTS",
+        help="both rates, and measured points, of a campaign",
+    )
+    parser.add_argument(
+        "--warmup",
+        type=int,
+        metavar="N",
+        help="first tokens that fill the cache and do not count (default: a quarter, 256 at most)",
+    )
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="draw it: .png or .svg")
+    parser.add_argument("--csv", action="store_true", help="print CSV: a line for each size and policy")
+    parser.add_argument(
+        "--library", type=Path, metavar="PATH", help="a libsbr.so other than the installed one"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Simulates, predicts, prints and draws."""
+    from stbench import measured_caches, native, routings, simulate, store
+    from stbench.console import stderr_console
+    from stbench.errors import UsageError
+
+    if args.json and args.csv:
+        raise UsageError("--json or --csv, not both")
+    if args.plot is not None and args.plot.suffix not in (".png", ".svg"):
+        raise UsageError(f"--plot {args.plot}: expected a name that ends in .png or .svg")
+    log = stderr_console(quiet=args.quiet)
+    trace = routings.load(args.trace)
+    file_digest = routings.file_digest(args.trace)
+    spec, replayed = _spec(args, trace)
+    if replayed is not trace:
+        log.print(
+            f"as {args.model} replays it (docs/routing.md): {_shape(trace)} -> {_shape(replayed)}",
+            markup=False,
+        )
+    runs = []
+    if args.campaign is not None:
+        reading = store.read_records(args.campaign)
+        for problem in reading.problems:
+            log.print(problem, markup=False)
+        name = args.model or (trace.model if spec else "")
+        runs = measured_caches.usable_runs(reading.latest(), name, replayed)
+    bytes_of_unit = _unit_bytes(args, spec, [record for record, _ in runs])
+    machine, source = _machine(args, spec, runs)
+    library = native.open_library(args.library)
+    simulators = _simulators(args, library)
+    per_set = replayed.n_expert_used
+    units = simulate.capacities(args.cache, replayed.n_layer * replayed.n_expert, per_set, bytes_of_unit)
+    warmup = simulate.default_warmup(replayed) if args.warmup is None else args.warmup
+    points = simulate.sweep(replayed, simulators, units, bytes_of_unit, machine, warmup)
+    measured = measured_caches.measured(
+        runs, file_digest, replayed, lambda policy: simulate.native(library, policy)
+    )
+    about = _about(args, replayed, bytes_of_unit, machine, source) | {"warmup_tokens": warmup}
+    _print(args, points, measured, about, machine)
+    if args.plot is not None:
+        _plot(args.plot, points, measured, about)
+        log.print(f"wrote {args.plot}", markup=False)
+    return EXIT_OK
+
+
+def _shape(trace: Routing) -> str:
+    return f"{trace.n_layer} layers of {trace.n_expert_used} of {trace.n_expert} experts"
+
+
+def _spec(args: argparse.Namespace, trace: Routing) -> tuple[SynthSpec | None, Routing]:
+    """The model's shapes, and the routing as that model replays it."""
+    from stbench import catalogue, simulate
+
+    if args.model:
+        spec = catalogue.lookup(args.model).spec
+        simulate.unit_bytes(spec)
+        return spec, simulate.fitted(trace, spec, args.model)
+    if trace.model in catalogue.names():
+        spec = catalogue.lookup(trace.model).spec
+        if (spec.n_layer, spec.n_expert, spec.n_expert_used) == (
+            trace.n_layer,
+            trace.n_expert,
+            trace.n_expert_used,
+        ):
+            return spec, trace
+    return None, trace
+
+
+def _unit_bytes(args: argparse.Namespace, spec: SynthSpec | None, records: list[Any]) -> int | None:
+    from stbench import simulate
+    from stbench.errors import UsageError
+
+    if args.unit_bytes is not None:
+        if args.unit_bytes < 1:
+            raise UsageError(f"--unit-bytes {args.unit_bytes}: expected 1 or more")
+        return int(args.unit_bytes)
+    seen = {record.cache.unit_bytes for record in records if record.cache is not None}
+    if len(seen) == 1:
+        return int(seen.pop())
+    return simulate.unit_bytes(spec) if spec is not None else None
+
+
+def _machine(args: argparse.Namespace, spec: SynthSpec | None, runs: list[Any]) -> tuple[Machine | None, str]:
+    """The rates, and where they are from in words."""
+    from stbench import measured_caches, simulate
+    from stbench.errors import UsageError
+
+    given = (args.storage_rate, args.compute_rate)
+    for option, rate in zip(("--storage-rate", "--compute-rate"), given, strict=True):
+        if rate is not None and not 0 < rate < 1e6:
+            raise UsageError(f"{option} {rate}: expected a number above 0")
+    if args.campaign is None and None in given:
+        if given == (None, None):
+            return None, ""
+        raise UsageError(
+            "tokens/s need both --storage-rate and --compute-rate",
+            hint="or --from RESULTS, for measured ones",
+        )
+    storage, compute, source = args.storage_rate, args.compute_rate, "as given"
+    if None in given:
+        found = measured_caches.rates(runs)
+        storage = storage or found.storage_bytes_per_s / 1e9
+        compute = compute or found.tokens_per_s
+        source = found.source
+    shares = simulate.shares_of(spec) if spec is not None else {}
+    return simulate.Machine(storage * 1e9, 1 / compute, **shares), source
+
+
+def _simulators(args: argparse.Namespace, library: Library) -> dict[str, Simulator]:
+    from stbench import simulate, user_policy
+    from stbench.errors import UsageError
+
+    names = [name.strip() for name in args.policy.split(",")] if args.policy else list(simulate.POLICIES)
+    found: dict[str, Simulator] = {}
+    for name in names:
+        own = ":" in name or name.endswith(".py")
+        shown = name.rpartition(":")[2] if own else name
+        if shown in found:
+            raise UsageError(f"--policy: {shown} is named twice")
+        found[shown] = user_policy.load(name) if own else simulate.native(library, name)
+    return found
+
+
+def _about(
+    args: argparse.Namespace, trace: Routing, bytes_of_unit: int | None, machine: Machine | None, source: str
+) -> dict[str, Any]:
+    """What tables and charts rest on."""
+    return {
+        "trace": str(args.trace),
+        "digest": trace.digest(),
+        "source": trace.source,
+        "model": args.model or trace.model,
+        "n_tokens": trace.n_tokens,
+        "n_layer": trace.n_layer,
+        "n_expert": trace.n_expert,
+        "n_expert_used": trace.n_expert_used,
+        "unit_bytes": bytes_of_unit,
+        "machine": dict(vars(machine)) if machine is not None else None,
+        "rates_from": source,
+    }
+
+
+def _print(
+    args: argparse.Namespace,
+    points: list[Point],
+    measured: list[Measured],
+    about: dict[str, Any],
+    machine: Machine | None,
+) -> None:
+    from stbench import cache_tables, simulate
+    from stbench.console import print_json, stdout_console
+
+    if args.json:
+        shown = [dict(vars(each)) for each in measured]
+        print_json({**about, "points": simulate.as_json(points), "measured": shown})
+    elif args.csv:
+        print(cache_tables.csv_text(points), end="")
+    else:
+        console = stdout_console()
+        for line in cache_tables.heading(about):
+            console.print(line, markup=False)
+        for table in cache_tables.tables(points, measured):
+            console.print(table)
+        for line in cache_tables.notes(points, measured, machine):
+            console.print(line, markup=False)
+
+
+def _plot(path: Path, points: list[Point], measured: list[Measured], about: dict[str, Any]) -> None:
+    from stbench import cache_chart, cache_tables, charts
+    from stbench.errors import InputError
+
+    title = "Cache of experts" + (f", {about['model']}" if about["model"] else "")
+    figure = cache_chart.cache_figure(points, measured, title, cache_tables.heading(about))
+    data = charts.svg_bytes(figure) if path.suffix == ".svg" else charts.png_bytes(figure)
+    try:
+        path.write_bytes(data)
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror}") from error
