@@ -254,9 +254,10 @@ void test_open(const PatternFile& file) {
   EXPECT(error_of(file.path(), options_for(0, 0, nullptr, 65)).status() == SBR_ERR_ARGUMENT);
 }
 
-// /proc's files are regular ones, and cannot be opened with O_DIRECT.
+// /proc's files are regular ones, and cannot be opened with O_DIRECT. (Emulators replace /proc/self/maps by a file of
+// theirs.)
 void test_no_direct() {
-  const char* path = "/proc/self/maps";
+  const char* path = "/proc/filesystems";
   const sbr::Error forced = error_of(path, options_for(SBR_IO_PREAD, SBR_DIRECT_ON));
   EXPECT(forced.status() == SBR_ERR_UNSUPPORTED && says(forced, path) && says(forced, "Invalid argument"));
   Listener listener;
