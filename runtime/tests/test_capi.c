@@ -156,6 +156,7 @@ static void test_model(sbr_model** model) {
     sbr_model_options known;
     uint32_t later;
   } longer;
+  memset(&longer, 0, sizeof longer); /* its padding, too */
   sbr_model_options_init(&longer.known);
   longer.known.struct_size = sizeof longer;
   longer.later = 1;
