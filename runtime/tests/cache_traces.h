@@ -36,6 +36,18 @@ class Routing {
     }
   }
 
+  // From now on each layer's experts, in some order, weigh 1, 1/2^power, 1/3^power ...
+  void decline(double power) {
+    std::vector<std::pair<double, uint32_t>> order(shape_.n_expert);
+    for (uint32_t layer = 0; layer < shape_.n_layer; ++layer) {
+      for (uint32_t e = 0; e < shape_.n_expert; ++e) order[e] = {uniform(), e};
+      std::sort(order.begin(), order.end());
+      for (uint32_t i = 0; i < shape_.n_expert; ++i) {
+        logs_[layer * shape_.n_expert + order[i].second] = -power * std::log(i + 1.0);
+      }
+    }
+  }
+
   // An expert of the last token weighs e^stay times as much.
   void stay(double stay) { stay_ = stay; }
 

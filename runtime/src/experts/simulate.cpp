@@ -64,16 +64,62 @@ void require_sets(const Trace& trace) {
   }
 }
 
-// The unit whose next use is farthest leaves.
+// A set of numbers below a limit, of which the largest is found at once: bits, and for every 64 of them one bit of the
+// level above.
+class Numbers {
+ public:
+  explicit Numbers(uint64_t limit) {
+    do {
+      limit = (limit + 63) / 64;
+      levels_.emplace_back(limit, 0);
+    } while (limit > 1);
+  }
+
+  void insert(uint64_t number) {
+    for (std::vector<uint64_t>& words : levels_) {
+      uint64_t& word = words[number / 64];
+      const bool known_above = word != 0;
+      word |= uint64_t{1} << number % 64;
+      if (known_above) return;
+      number /= 64;
+    }
+  }
+
+  void remove(uint64_t number) {
+    for (std::vector<uint64_t>& words : levels_) {
+      uint64_t& word = words[number / 64];
+      word &= ~(uint64_t{1} << number % 64);
+      if (word != 0) return;
+      number /= 64;
+    }
+  }
+
+  bool empty() const { return levels_.back()[0] == 0; }
+
+  uint64_t largest() const {  // of one that is not empty
+    uint64_t number = 0;
+    for (size_t i = levels_.size(); i-- > 0;) {
+      number = number * 64 + 63 - static_cast<uint64_t>(__builtin_clzll(levels_[i][number]));
+    }
+    return number;
+  }
+
+ private:
+  std::vector<std::vector<uint64_t>> levels_;  // the last has one word
+};
+
+// The unit whose next use is farthest leaves; of those that are never used again the highest. Due is a place of the
+// routing, or beyond its end, by unit. Places of one set ascend with the units, so that the choice does not depend on
+// the order of acquisition within it.
 class Belady final : public EvictionPolicy {
  public:
-  explicit Belady(const Trace& trace) : next_(trace.size()), due_(trace.units(), 0) {
-    // All of a set are due at once: the choice must not depend on the order of acquisition within it.
-    std::vector<uint64_t> last(trace.units(), kNever);
+  explicit Belady(const Trace& trace)
+      : trace_(trace), next_(trace.size()), due_(trace.units(), kAbsent), all_due_(trace.size() + trace.units()) {
+    std::vector<uint64_t> last(trace.units(), kAbsent);
     trace.each_unit([&](uint64_t place, uint32_t unit) {
-      next_[place] = kNever;
+      next_[place] = trace.size() + unit;
       const uint64_t before = std::exchange(last[unit], place);
-      if (before != kNever) next_[before] = place / trace.per_set;
+      if (before != kAbsent) next_[before] = place;
     });
   }
 
@@ -81,53 +127,43 @@ class Belady final : public EvictionPolicy {
   void at(uint64_t place) { place_ = place; }
 
   void used(uint32_t unit) override {
-    if (due_[unit] == 0) ++n_units_;
-    due_[unit] = next_[place_] + 1;
-    push({due_[unit], unit});
-    // Every use leaves a stale entry behind; unless dropped, a cache that seldom evicts would keep one per use.
-    if (heap_.size() > 64 + 4 * n_units_) {
-      const auto stale = [this](const Entry& entry) { return due_[entry.second] != entry.first; };
-      heap_.erase(std::remove_if(heap_.begin(), heap_.end(), stale), heap_.end());
-      std::make_heap(heap_.begin(), heap_.end());
-    }
+    if (due_[unit] != kAbsent) all_due_.remove(due_[unit]);
+    due_[unit] = next_[place_];
+    all_due_.insert(due_[unit]);
   }
 
   uint32_t evict(const uint8_t* held) override {
     uint32_t victim = kNoUnit;
     aside_.clear();
-    while (victim == kNoUnit && !heap_.empty()) {
-      const Entry entry = heap_.front();
-      std::pop_heap(heap_.begin(), heap_.end());
-      heap_.pop_back();
-      if (due_[entry.second] != entry.first) continue;
-      if (held[entry.second] != 0) {
-        aside_.push_back(entry);
+    while (victim == kNoUnit && !all_due_.empty()) {
+      const uint64_t due = all_due_.largest();
+      all_due_.remove(due);
+      const uint32_t unit = unit_due(due);
+      if (held[unit] != 0) {
+        aside_.push_back(due);
       } else {
-        victim = entry.second;
+        victim = unit;
       }
     }
-    for (const Entry& entry : aside_) push(entry);
-    if (victim != kNoUnit) {
-      due_[victim] = 0;
-      --n_units_;
-    }
+    for (const uint64_t due : aside_) all_due_.insert(due);
+    if (victim != kNoUnit) due_[victim] = kAbsent;
     return victim;
   }
 
  private:
-  using Entry = std::pair<uint64_t, uint32_t>;  // due, unit
-  static constexpr uint64_t kNever = UINT64_MAX - 1;
+  static constexpr uint64_t kAbsent = UINT64_MAX;
 
-  void push(const Entry& entry) {
-    heap_.push_back(entry);
-    std::push_heap(heap_.begin(), heap_.end());
+  uint32_t unit_due(uint64_t due) const {
+    if (due >= trace_.size()) return static_cast<uint32_t>(due - trace_.size());
+    return static_cast<uint32_t>(due / trace_.per_set % trace_.n_layer) * trace_.n_expert + trace_.experts[due];
   }
 
-  std::vector<uint64_t> next_;       // [accesses] the set that uses the same unit next
-  std::vector<uint64_t> due_;        // [units] 1 + the set of the next use; 0: not in the cache
-  std::vector<Entry> heap_, aside_;  // farthest first; entries that differ from due_ are stale
+  const Trace& trace_;
+  std::vector<uint64_t> next_;   // [accesses] the place that uses the same unit next
+  std::vector<uint64_t> due_;    // [units] the place of the next use; kAbsent: not in the cache
+  Numbers all_due_;              // due_ of what is in the cache
+  std::vector<uint64_t> aside_;  // what was held
   uint64_t place_ = 0;
-  uint64_t n_units_ = 0;
 };
 
 // The most frequent units of the whole routing (the lower unit on a tie): [units] 1 for those.
