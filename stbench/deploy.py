@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import io
 import zipfile
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
@@ -16,6 +17,7 @@ from stbench.board import Board, agent_argv, ask
 from stbench.build import Library
 from stbench.connectors.base import Connector
 from stbench.errors import AgentError, BusyError
+from stbench.traces import FOLDER
 from stbench.yamlfile import printable
 
 CLEAN_TIMEOUT_S = 300.0
@@ -92,11 +94,17 @@ def spool_dir(connector: Connector) -> str:
 
 
 def clean(
-    name: str, connector: Connector, deployment: Deployment, *, models: bool, dry_run: bool
+    name: str,
+    connector: Connector,
+    deployment: Deployment,
+    *,
+    models: bool,
+    dry_run: bool,
+    model_paths: Sequence[str] = (),
 ) -> CleanResult:
     """Removes what earlier versions left on a connected device, and with ``models`` its models directory's
-    files; what this version uses stays. Raises :class:`BusyError` while a job runs there,
-    :class:`AgentError`."""
+    files; what this version uses stays, and so do bundles of models at ``model_paths``. Raises
+    :class:`BusyError` while a job runs there, :class:`AgentError`."""
     keep = [PurePosixPath(path).name for path in (deployment.agent, deployment.library) if path]
     request = CleanRequest(
         connector.work_dir,
@@ -105,6 +113,8 @@ def clean(
         spool_dir(connector) if connector.remote else "",
         models,
         dry_run,
+        list(model_paths),
+        f"{connector.work_dir}/{FOLDER}",
     )
     argv = agent_argv(connector, deployment.agent, "clean")
     running = connector.start(argv, wire.dumps(request).encode() + b"\n", CLEAN_TIMEOUT_S)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from stbench.inventory import Device
 
 EXAMPLE = """
-stbench devices add pi@raspberry-pi-5.local
+stbench devices add pi@raspberry-pi-4.local
 stbench devices add 192.168.1.40:8022 --name phone --key ~/.ssh/boards
 """
 
@@ -124,11 +124,16 @@ def _refuse_known(path: Path, device: Device) -> None:
         return
     for other in load_inventory(path).devices:
         if other.name == device.name:
-            raise errors.UsageError(f"{path}: has a device {device.name} already", hint="--name another")
+            raise errors.UsageError(
+                f"{path}: has a device {device.name} already",
+                hint=f"if it is this one, set its enabled: true, host and user there, then "
+                f"stbench devices trust {other.name}; for another board: --name another",
+            )
         if (other.host, other.port, other.user) == (device.host, device.port, device.user):
             raise errors.UsageError(
                 f"{path}: {other.name} is this board already",
-                hint=f"a second entry for it can be written by hand (extends: {other.name})",
+                hint=f"stbench devices trust {other.name} pins its key; a second entry for it can be written "
+                f"by hand (extends: {other.name})",
             )
 
 

@@ -27,7 +27,8 @@ def register(subparsers: Subparsers) -> None:
         subparsers,
         "clean",
         run,
-        help="remove old agents, old libraries and broken uploads from devices; never records",
+        help="remove old agents and libraries, broken uploads, bundles without a model and routing traces "
+        "from devices; never records",
         example=EXAMPLE,
     )
     parser.add_argument("name", nargs="?", metavar="NAME", help="which device")
@@ -92,7 +93,14 @@ def _clean(device: Device, *, models: bool, dry_run: bool) -> CleanResult:
     connector = connector_for(device)
     try:
         agent = connected(device, connector, library, lease=True, library_needed=False)
-        return clean(device.name, connector, agent.deployment, models=models, dry_run=dry_run)
+        return clean(
+            device.name,
+            connector,
+            agent.deployment,
+            models=models,
+            dry_run=dry_run,
+            model_paths=list((device.models or {}).values()),
+        )
     finally:
         connector.close()
 

@@ -68,7 +68,8 @@ def run(args: argparse.Namespace) -> int:
             text = examination.as_text(one.label, one.findings)
             console.print(text, markup=False, soft_wrap=True, end="")
     for name, error in problems.items():
-        stderr_console().print(f"{name}: not examined: {error}", markup=False, soft_wrap=True)
+        why = str(error).removeprefix(f"{name}: ") + (f" (try: {error.hint})" if error.hint else "")
+        stderr_console().print(f"{name}: not examined: {why}", markup=False, soft_wrap=True)
     if args.bundle is not None and any(one.meta is not None for one in examined):
         from stbench.reporting import write_atomically
 

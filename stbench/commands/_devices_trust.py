@@ -54,6 +54,8 @@ def run(args: argparse.Namespace) -> int:
         told = f"pinned in {file}" if file is not None else "known already"
         line = f"{device.name}: {found['type']} {found['fingerprint']}, {told}"
         stdout_console().print(line, markup=False, soft_wrap=True)
+        next_step = f"next: stbench devices doctor {device.name}, which logs in"
+        stderr_console(quiet=args.quiet).print(next_step, markup=False, soft_wrap=True)
     return errors.EXIT_OK
 
 
@@ -104,7 +106,10 @@ def _device(file: Path, name: str) -> Device:
 
     devices = {device.name: device for device in load_inventory(file).devices}
     if name not in devices:
-        raise errors.UsageError(unknown_name("device", name, devices), hint=f"see: {file}")
+        raise errors.UsageError(
+            unknown_name("device", name, devices),
+            hint=f"its name in {file}, or stbench devices add [user@]host for a new one",
+        )
     if devices[name].connector != "ssh":
         raise errors.UsageError(f"{name} is {devices[name].connector}: there is no host key to trust")
     return devices[name]

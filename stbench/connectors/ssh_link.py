@@ -217,7 +217,10 @@ def _socket(device: Device, hop: Hop, through: paramiko.Transport | None) -> soc
             return through.open_channel("direct-tcpip", target, ("127.0.0.1", 0), timeout=device.connect_s)
         link = socket.create_connection((hop.host, hop.port), timeout=device.connect_s)
     except socket.gaierror as error:
-        raise _unreachable(device, hop, f"the name is unknown: {error.strerror}") from error
+        raise Unreachable(
+            f"{device.name}: {hop} cannot be reached: the name is unknown: {error.strerror}",
+            hint="its address in place of the name (host: in devices.yaml); on the board: hostname -I",
+        ) from error
     except (paramiko.SSHException, OSError, EOFError) as error:
         raise _unreachable(device, hop, _why(error), through) from error
     patience = max(int(device.silence_s), 4)

@@ -203,7 +203,7 @@ def main() -> int:
             with boot(image, arguments.cpu, *arguments.append) as board:
                 print(f"{steps}, boot {board.boot_s:g} s\n\n{' '.join(board.ssh_command)}\n")
                 where = f"{board.user}@{board.host}:{board.port} --name emulated --key {image.key}"
-                print(f"stbench devices add {where} --fingerprint {board.fingerprint}", flush=True)
+                print(f"stbench devices add {where} --yes-this-fingerprint {board.fingerprint}", flush=True)
                 signal.pause()
     except KeyboardInterrupt:
         return 0

@@ -95,6 +95,7 @@ def test_add_pins_and_appends_and_leaves_the_rest_alone(
     code, _, err = run(*argv)
     assert code == 2
     assert "has a device rpi5 already" in err
+    assert "stbench devices trust rpi5" in err
     code, _, err = run(*argv[:3], "--name", "again")
     assert (code, "rpi5 is this board already" in err) == (2, True)
     code, out, err = run("devices", "--json")
@@ -193,7 +194,8 @@ def test_a_board_that_is_off_is_told_and_the_others_examined(run: Run, boards: B
     Path("devices.yaml").write_text("devices:\n" + on.device_yaml() + off.device_yaml())
     code, out, err = run("devices", "doctor")
     assert (code, "lit: " in out) == (4, True)
-    assert "dark: not examined: dark: " in err
+    assert "dark: not examined: " in err
+    assert "(try: is it on, and sshd running?" in err
     code, out, err = run("devices", "doctor", "lit", "--bundle", "b.zip")
     assert (code, Path("b.zip").exists()) == (0, True), err
     code, _, err = run("devices", "doctor", "lid")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +15,7 @@ from tests.boards.conftest import Controller
 from tests.boards.emulated import EmulatedBoard
 from tests.boards.fleet import Desk, aarch64_library, booted, entry_of
 from tests.boards.image_files import BUSYBOX, SYSTEMD
+from tests.boards.page import SETTING_UP, commands, settle_in
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -78,6 +81,57 @@ def test_a_new_board_is_trusted_and_gets_its_column(
     assert check.verdict == "ok"
     assert 0.9e9 < facts.memory_bytes < 1.1e9
     assert facts.boot_id == cortex_a76.ssh("cat /proc/sys/kernel/random/boot_id").strip()
+
+
+def test_the_page_on_boards_can_be_followed_word_by_word(
+    desk: Desk, controller: Controller, cortex_a76: EmulatedBoard
+) -> None:
+    """docs/boards.md from its first step to its last: each command as it stands there, a ``yes`` where a host
+    key is asked for, the board's user put in. Only the 4B table does not fit on this board's disk."""
+    environment = {**os.environ, **settle_in(desk.directory, controller.home, cortex_a76)}
+    said: dict[str, str] = {}
+    for command in commands():
+        if command.line.startswith(SETTING_UP):
+            continue
+        line = command.line.replace("pi@", f"{cortex_a76.user}@")
+        if "results/NAME" in line:
+            (campaign,) = (desk.directory / "results").iterdir()
+            line = line.replace("results/NAME", f"results/{campaign.name}")
+        if line.startswith(("stbench devices trust", "stbench devices add")):
+            line = f"script -qec '{line}' /dev/null"
+        done = subprocess.run(
+            ["bash", "-c", line],
+            cwd=desk.directory,
+            env=environment,
+            input="yes\n",
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            check=False,
+            timeout=300,
+        )
+        said[command.line] = done.stdout
+        if command.line in ("stbench plan --device raspberry-pi-5", "stbench sweep --device raspberry-pi-5"):
+            assert (done.returncode, "GB are free" in done.stdout) == (2, True), f"{line}:\n{done.stdout}"
+        else:
+            assert done.returncode == 0, f"{line}:\n{done.stdout}"
+
+    def of(start: str) -> str:
+        (text,) = (text for line, text in said.items() if line.startswith(start))
+        return text
+
+    assert of("ssh ").startswith("Python 3.")
+    assert cortex_a76.fingerprint in of("stbench devices trust")
+    assert "pinned in" in of("stbench devices trust")
+    # The page's other way, to the same board under another name: its key is known by now.
+    assert "has raspberry-pi-4 now" in of("stbench devices add")
+    assert "raspberry-pi-5: " in of("stbench devices doctor")
+    first = next(text for line, text in said.items() if "tiny-smallthinker" in line)
+    for text in (first, of("stbench grid")):
+        assert "Cases outside the published tables" in text
+        assert "raspberry-pi-5:tiny-smallthinker/dense/t2/pp4+tg4" in text
+    assert "results in results/" in first
+    assert "is of --device raspberry-pi-5" in of("stbench sweep --resume")
 
 
 def test_a_small_old_board_refuses_what_its_cpu_lacks(

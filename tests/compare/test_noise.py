@@ -35,6 +35,17 @@ def test_drift_is_seen_apart() -> None:
     assert 0.03 < moving[0].drift < 0.07
 
 
+def test_drift_is_seen_on_a_board_whose_clock_was_set_back() -> None:
+    """Replicates are numbered in the order in which they ran; their times are the board's own."""
+    records = case([50.0] * 12 + [55.0] * 12)
+    times = [one.started_at for one in records]
+    jumped = [
+        dataclasses.replace(one, started_at=times[i % 12 * 2 + i // 12]) for i, one in enumerate(records)
+    ]
+    for order in (records, jumped):
+        assert noise_of(side(order))[0][0].drift == pytest.approx(0.1, abs=0.01)
+
+
 def test_neighbours_are_rarely_called_a_change() -> None:
     alarms = [noise_of(side(case(noisy(24, seed=seed))))[0][0].alarms for seed in range(10)]
     assert np.mean(alarms) < 0.05

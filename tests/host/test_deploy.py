@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import stat
@@ -12,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from stbench import board
-from stbench.agent import lease
+from stbench.agent import lease, model_file
 from stbench.agent.housekeeping import STALE_S
 from stbench.build import find_library
 from stbench.connectors import connector_for
@@ -164,10 +165,18 @@ def litter(work_dir: Path, models_dir: Path) -> dict[str, Path]:
         "stranger": work_dir / "deployed" / "notes.txt",
         "model": models_dir / "m.gguf",
         "digest": models_dir / "m.gguf.json",
+        "bundle": models_dir / f"m-{hashlib.sha256(bytes(1000)).hexdigest()[:16]}-sparse.bundle",
+        "old bundle": models_dir / f"m-{'0' * 16}-dense.bundle",
+        "old bundle's lock": models_dir / f"m-{'0' * 16}-dense.bundle.lock",
+        "sent trace": work_dir / "routing" / f"{'0' * 16}.routing",
+        "recorded trace": work_dir / "routing" / f"{'1' * 16}-0.routing",
+        "timeline": work_dir / "routing" / f"{'2' * 16}-0.timeline",
+        "their own trace": work_dir / "routing" / "mine.routing",
     }
     for path in found.values():
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(bytes(1000))
+    model_file.note(str(found["model"]), hashlib.sha256(bytes(1000)).hexdigest())
     long_ago = time.time() - 2 * STALE_S
     for name in ("old part", "old model part"):
         os.utime(found[name], (long_ago, long_ago))
@@ -178,7 +187,9 @@ def litter(work_dir: Path, models_dir: Path) -> dict[str, Path]:
     return found
 
 
-OLD = {"old agent", "old library", "old part", "old model part", "compiled"}
+TRACES = {"sent trace", "recorded trace", "timeline"}
+BUNDLES = {"old bundle", "old bundle's lock"}
+OLD = {"old agent", "old library", "old part", "old model part", "compiled"} | TRACES | BUNDLES
 
 
 def left(found: dict[str, Path]) -> set[str]:
@@ -192,16 +203,50 @@ def test_old_files_go_and_records_and_models_stay(boards: Boards, sandbox: Sandb
     code, out, err = sandbox.run("devices", "clean", "rpi5", "--dry-run")
     assert code == 0, err
     assert left(found) == set(found)
-    assert "rpi5: would free 0.0 MB in 5 files" in out
+    assert f"rpi5: would free 0.0 MB in {len(OLD)} files" in out
     code, out, err = sandbox.run("devices", "clean", "rpi5", "--json")
     assert code == 0, err
     (answer,) = json.loads(out)
-    assert answer["freed_bytes"] == 5000
+    assert answer["freed_bytes"] == 1000 * len(OLD)
     assert left(found) == set(found) - OLD
     assert len(list((made.work_dir / "deployed").glob("agent-*.pyz"))) == 1, "the agent in use stays"
     assert sandbox.run("devices", "clean", "--all", "--models")[0] == 0
-    assert left(found) == set(found) - OLD - {"model", "digest", "fresh part"}
+    assert left(found) == set(found) - OLD - {"model", "digest", "fresh part", "bundle"}
     assert (made.work_dir.parent / "outside.gguf").read_bytes() == b"mine"
+
+
+def test_traces_stay_while_jobs_lie_in_the_spool(boards: Boards, sandbox: Sandbox, tmp_path: Path) -> None:
+    """A record there may name one that nobody fetched yet, and a campaign that goes on may replay one."""
+    made = with_own_lease(boards, tmp_path)
+    (sandbox.directory / "devices.yaml").write_text(f"devices:\n{made.device_yaml('rpi5')}")
+    found = litter(made.work_dir, made.work_dir / "models")
+    waiting = made.work_dir / "spool" / f"{'a' * 32}.record"
+    waiting.write_text("{}\n")
+    assert sandbox.run("devices", "clean", "rpi5")[0] == 0
+    assert left(found) == set(found) - OLD | TRACES
+    waiting.unlink()
+    assert sandbox.run("devices", "clean", "rpi5")[0] == 0
+    assert left(found) == set(found) - OLD
+
+
+def test_a_bundle_of_a_model_that_lies_elsewhere_stays(
+    boards: Boards, sandbox: Sandbox, tmp_path: Path
+) -> None:
+    made = with_own_lease(boards, tmp_path)
+    elsewhere = made.home / "mine.gguf"
+    elsewhere.write_bytes(b"weights")
+    digest = hashlib.sha256(b"weights").hexdigest()
+    model_file.note(str(elsewhere), digest)
+    bundle = made.work_dir / "models" / f"mine-{digest[:16]}-dense.bundle"
+    bundle.parent.mkdir(parents=True)
+    bundle.write_bytes(b"")
+    entry = made.device_yaml("rpi5", models={"mine": str(elsewhere)})
+    (sandbox.directory / "devices.yaml").write_text(f"devices:\n{entry}")
+    assert sandbox.run("devices", "clean", "rpi5")[0] == 0
+    assert bundle.exists()
+    elsewhere.write_bytes(b"other weights")
+    assert sandbox.run("devices", "clean", "rpi5")[0] == 0
+    assert not bundle.exists()
 
 
 def test_the_local_device_is_cleaned_too(sandbox: Sandbox) -> None:
