@@ -69,7 +69,7 @@ def _search(job: JobSpec, tried: list[Candidate], identify: Callable[[JobSpec], 
     case = f"{job.case.split(_MARK)[0]}{_MARK}{limits}{'/' * bool(limits)}search"
     made = replace(
         job,
-        settings=replace(job.settings, record_routing=""),
+        settings=replace(job.settings, record_routing="", timeline=""),
         label=f"{job.device}:{case}",
         case=case,
         purpose="search",

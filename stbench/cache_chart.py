@@ -93,13 +93,19 @@ def _panel(
             linewidth=1.3, label=_NAMES.get(policy, policy),
         )  # fmt: skip
     known = points[0].cache_bytes is not None
+    if measured and known:
+        axes.plot([], [], "o", color=theme.muted, markersize=7, markeredgecolor=theme.text, label="measured")
     for each in measured:
         x = each.cache_bytes / _MIB if known else None
         if x is None:
             continue
         colour, _, marker = _STYLES.get(each.policy, _OWN)
         y = each.tokens_per_s if speed else 100 * each.hit_rate
-        axes.plot([x], [y], marker or "o", color=colour, markersize=7, markeredgecolor=theme.text, zorder=5)
+        # Whole where it lies on an axis, too.
+        axes.plot(
+            [x], [y], marker or "o", color=colour, markersize=7, markeredgecolor=theme.text, zorder=5,
+            clip_on=False,
+        )  # fmt: skip
     axes.set_xlim(left=0)
     axes.set_ylim(bottom=0, top=None if speed else 102)
     axes.set_ylabel("decode, tokens/s" if speed else "hit rate, %", fontsize=8.5, color=theme.text)

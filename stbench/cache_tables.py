@@ -125,7 +125,7 @@ def _number(value: float | None, scale: float = 1.0) -> str:
 
 
 def _measured(measured: Sequence[Measured]) -> Table:
-    table = Table(title="measured with this trace", title_justify="left", box=None)
+    table = Table(title="simulated and measured with this trace", title_justify="left", box=None)
     for column in (
         "case",
         "policy",
@@ -133,8 +133,11 @@ def _measured(measured: Sequence[Measured]) -> Table:
         "experts",
         "hit rate, %",
         "simulated",
+        "points",
         "MB per token",
         "tokens/s",
+        "predicted",
+        "deviation",
         "runs",
     ):
         justify: Any = "left" if column in ("case", "policy") else "right"
@@ -146,9 +149,22 @@ def _measured(measured: Sequence[Measured]) -> Table:
             f"{each.cache_bytes / _MIB:.0f} MiB",
             str(each.units),
             f"{100 * each.hit_rate:.1f}",
-            "" if each.simulated_hit_rate is None else f"{100 * each.simulated_hit_rate:.1f}",
+            *_points_off(each),
             f"{each.bytes_per_token / 1e6:.1f}",
             f"{each.tokens_per_s:.1f}",
+            *_speed_off(each),
             str(each.replicates),
         )
     return table
+
+
+def _points_off(each: Measured) -> tuple[str, str]:
+    """The simulated hit rate in %, and how many points above the measured one."""
+    found = each.simulated_hit_rate
+    return ("", "") if found is None else (f"{100 * found:.1f}", f"{100 * (found - each.hit_rate):+.1f}")
+
+
+def _speed_off(each: Measured) -> tuple[str, str]:
+    """The predicted tokens/s, and how far above the measured ones."""
+    found = each.predicted_tokens_per_s
+    return ("", "") if found is None else (f"{found:.1f}", f"{100 * (found / each.tokens_per_s - 1):+.0f} %")

@@ -22,6 +22,7 @@ COMMANDS = {
     "plan": "print what a sweep would do, its disk and its time, and do nothing",
     "grid": "print stored results in the shape of the published tables",
     "find-limit": "bisect the smallest memory limit at which a model runs, or reaches a speed",
+    "profile": "run one case with the timeline on and say where a token's time goes",
     "compare": "compare two sets of results, or two engines of one, and judge",
     "noise": "measure what a device shows without any cause: its noise floor",
     "devices": "list, add, trust, examine and clean devices",

@@ -8,6 +8,9 @@ A run is *disturbed* when one of these holds. The limits are constants below, wi
    the others.
 3. Other processes, or a hypervisor, took more than 10 % of one CPU's time from the run's CPUs while it was
    timed.
+4. The storage rate just before and just after it differ by more than 20 %, and reading what it read from
+   storage while it was timed takes at least a fifth of that time at the larger rate. A run that found its
+   weights in memory is not disturbed by a disk.
 
 The level must be what the undisturbed machine gives, found without knowing which runs were undisturbed:
 
@@ -53,6 +56,15 @@ OTHER_CPU_LIMIT = 0.10
 # The kernel counts in ticks of 10 ms on many systems, so that the difference of four counters may be wrong by
 # several of them: what is less than this says nothing in a short run, seconds.
 CPU_RESOLUTION_S = 0.05
+
+# Of a storage rate. Probes of 150 ms of a virtual disk with a neighbour on each of two CPUs lay within 6 % of
+# their middle (2.55 to 2.79 GB/s); a flash card whose garbage collector wakes up, or a quota that runs out,
+# takes half and more. A run that storage bounds wholly has at most this error from it, one at the limit below
+# a fifth of it.
+STORAGE_LIMIT = 0.20
+# Of the timed part of a run: what its reads take at least at the rate of its probes. Less, and a disk at half
+# its speed is less than the 10 % that bandwidth may move.
+STORAGE_SHARE = 0.20
 
 # A plateau counts from this share of the probes, and this many, on.
 PLATEAU_SHARE = 0.2
@@ -138,6 +150,19 @@ def gather_gb_per_s(record: RunRecord) -> float | None:
     return _mean(found.gather_before, found.gather_after) if found is not None else None
 
 
+def storage_gb_per_s(record: RunRecord) -> float | None:
+    """The same of units from storage, by the runtime's readers at their deepest."""
+    found = record.bracket
+    return _mean(found.storage_before, found.storage_after) if found is not None else None
+
+
+def one_unit_s(record: RunRecord) -> float | None:
+    """Seconds from asking for one unit to its last byte, nothing else being read; the mean of both sides."""
+    found = record.bracket
+    rate = _mean(found.storage_one_before, found.storage_one_after) if found is not None else None
+    return found.storage_unit_bytes / rate / 1e9 if found is not None and rate else None
+
+
 def _mean(before: Bandwidth | None, after: Bandwidth | None) -> float | None:
     rates = [rate for rate in (gb_per_s(before), gb_per_s(after)) if rate]
     return sum(rates) / len(rates) if len(rates) == 2 else None
@@ -168,8 +193,9 @@ def _verdict(record: RunRecord, level: float | None) -> Verdict:
     moved = _moved(*found) if found else ()
     off = _off_level(*found, level) if found and level is not None and not moved else ()
     cpu = _cpu_reasons(record)
+    disk = _storage_reasons(record)
     judged = found is not None or cpu is not None
-    return Verdict(judged, (*moved, *off, *(cpu or ())), bool(off) and not cpu)
+    return Verdict(judged, (*moved, *off, *(cpu or ()), *disk), bool(off) and not cpu and not disk)
 
 
 def same_bandwidth(one: float, other: float) -> bool:
@@ -196,6 +222,31 @@ def _off_level(before: float, after: float, level: float) -> tuple[str, ...]:
     if abs(worst / level - 1) <= BANDWIDTH_LIMIT:
         return ()
     return (f"memory bandwidth {worst:.1f} GB/s beside the run, {level:.1f} in the campaign",)
+
+
+def _storage_reasons(record: RunRecord) -> tuple[str, ...]:
+    found, samples = record.bracket, record.samples
+    if found is None or samples is None:
+        return ()
+    before, after = gb_per_s(found.storage_before), gb_per_s(found.storage_after)
+    if not before or not after or abs(before - after) <= STORAGE_LIMIT * max(before, after):
+        return ()
+    if _read_while_timed(record) / max(before, after) < STORAGE_SHARE * sum(samples.decode_ns):
+        return ()
+    change = "fell" if after < before else "rose"
+    return (f"the storage rate {change} from {before:.2f} to {after:.2f} GB/s during the run",)
+
+
+def _read_while_timed(record: RunRecord) -> float:
+    """Bytes from storage while tokens were timed. Without a cache only the group's total is known: what goes
+    beyond two passes over the file, one to load it and one to warm up, was read by timed tokens, prompt
+    included."""
+    if record.cache is not None:
+        return record.cache.decode.bytes_read
+    proof, account = record.limit, record.account
+    if proof is None or proof.read_bytes is None or account is None:
+        return 0.0
+    return max(proof.read_bytes - 2 * account.model_file, 0)
 
 
 def _cpu_reasons(record: RunRecord) -> list[str] | None:

@@ -38,7 +38,7 @@ from typing import Any
 
 import pandas as pd
 
-from stbench import catalogue, limited_columns
+from stbench import catalogue, limited_columns, storage_bound
 from stbench.agent.wire import ModelShape, PhaseCounters, RunRecord, Samples, SynthSpec, to_json
 from stbench.axes import AUTO_FFN
 from stbench.disturbance import Verdict, gather_gb_per_s, judge, other_cpu_share, read_gb_per_s
@@ -144,7 +144,11 @@ def to_frame(records: Iterable[RunRecord]) -> pd.DataFrame:
     is "", numbers NaN (0 in integer columns). What is disturbed is judged over all of ``records``: give whole
     campaigns."""
     records = list(records)
-    rows = [_row(record) | _machine(verdict) for record, verdict in zip(records, judge(records), strict=True)]
+    verdicts = judge(records)
+    rows = [_row(record) | _machine(verdict) for record, verdict in zip(records, verdicts, strict=True)]
+    speeds = [row["decode_tps"] for row in rows]
+    for row, bound in zip(rows, storage_bound.bounds(records, speeds, verdicts), strict=True):
+        row.update(bound)
     data = {name: [row[name] for row in rows] for name in COLUMNS}
     return pd.DataFrame({name: pd.Series(data[name], dtype=dtype) for name, dtype in COLUMNS.items()})
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from stbench.agent import search
-from stbench.agent.bracket import GATHER_SHARE
+from stbench.agent.bracket import GATHER_SHARE, ONE_SHARE, STORAGE_SHARE, uses_storage
 from stbench.agent.wire import JobSpec
 from stbench.roofline import token_bytes
 from stbench.sweep import ENGINE, FAKE
@@ -22,6 +22,8 @@ GUESS_READ_THREADS = 4
 GUESS_PREFILL_SPEEDUP = 4.0
 GUESS_WRITE = 400e6
 GUESS_START_S = 1.5
+# Decoded to fill a cache: a few rounds of stbench.agent.measure.
+WARM_TOKENS = 96
 # A bandwidth probe beside a job, without its reading: a process, and the pages of its buffers.
 GUESS_PROBE_S = 0.3
 
@@ -31,7 +33,8 @@ def guess_seconds(job: JobSpec, model: DeviceModel) -> float:
     per_token = _bytes_per_token(job, model)
     rate = GUESS_READ * min(job.settings.threads, GUESS_READ_THREADS)
     work = job.workload
-    tokens = work.n_gen + job.warmup_tokens + (work.n_prompt + work.n_depth) / GUESS_PREFILL_SPEEDUP
+    warmup = max(job.warmup_tokens, WARM_TOKENS) if job.settings.start == "warm" else job.warmup_tokens
+    tokens = work.n_gen + warmup + (work.n_prompt + work.n_depth) / GUESS_PREFILL_SPEEDUP
     load = model.file_bytes / rate if job.engine == ENGINE else 0.0
     return GUESS_START_S + _guess_brackets_s(job) + load + tokens * per_token / rate
 
@@ -49,7 +52,8 @@ def guess_search_s(job: JobSpec, model: DeviceModel) -> float:
 def _guess_brackets_s(job: JobSpec) -> float:
     if not job.bracket_ms or job.engine == FAKE:
         return 0.0
-    return 2 * (GUESS_PROBE_S + (1 + GATHER_SHARE) * job.bracket_ms / 1000)
+    share = 1 + GATHER_SHARE + (STORAGE_SHARE * (1 + ONE_SHARE) if uses_storage(job.settings) else 0.0)
+    return 2 * (GUESS_PROBE_S + share * job.bracket_ms / 1000)
 
 
 def _bytes_per_token(job: JobSpec, model: DeviceModel) -> float:

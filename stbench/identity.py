@@ -21,8 +21,10 @@ _LATER = (
     "io",
     "io_direct",
     "prefetch",
+    "start",
     "routing_digest",
     "record_routing",
+    "timeline",
 )
 # Where files lie on a device.
 _PATHS = ("bundle", "routing")

@@ -77,6 +77,36 @@ def table(answer: Answer) -> Table:
     return out
 
 
+def summary(answers: Sequence[Answer]) -> Table:
+    """A row for each of several cases."""
+    out = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    out.add_column("case", overflow="fold")
+    speeds = sorted({answer.speed for answer in answers if answer.speed is not None})
+    for name in ("runs in", "not in", "peak MiB", "cache MiB", *(f"{x:g} tokens/s in" for x in speeds)):
+        out.add_column(name, justify="right")
+    for answer in answers:
+        enough, below = answer.found.runs.enough, answer.found.runs.below
+        out.add_row(
+            Text(answer.case),
+            _limit_text(enough),
+            _limit_text(below),
+            _mib(enough.peak_bytes if enough is not None else None),
+            _mib(enough.cache_bytes if enough is not None else None),
+            *(_reached_text(answer.found) for _ in speeds),
+        )
+    return out
+
+
+def _limit_text(outcome: Outcome | None) -> str:
+    return "—" if outcome is None else size_text(outcome.limit_bytes)
+
+
+def _reached_text(found: Found) -> str:
+    if found.inconclusive:
+        return "inconclusive"
+    return _limit_text(found.reached.enough if found.reached is not None else None)
+
+
 def _mib(size: int | None) -> str:
     return "—" if size is None else f"{size / MIB:.1f}"
 
@@ -125,7 +155,7 @@ def _reach_sentence(answer: Answer, wanted: float) -> str:
         return (
             f"{what}: inconclusive: reached in {size_text(found.lost.limit_bytes)} {_how_fast(found.lost)}, "
             f"but not in {size_text(below.limit_bytes)} {_how_fast(below)}; a busy machine does that, and so "
-            "do few tokens with a cache that is still filling (-n, warmup)"
+            "do few tokens with a cache that is still filling (-n, --warmup)"
         )
     if found.inconclusive:
         known_below = found.open.below

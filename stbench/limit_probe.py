@@ -34,6 +34,10 @@ from stbench.table import clean
 _GO_ON = "the same command with this --campaign goes on"
 
 
+class CaseFailed(CellsFailed):
+    """One case has no answer; that says nothing about others."""
+
+
 def case_key(job: JobSpec) -> str:
     """What a case is, whatever its limit, replicate and label."""
     settings = wire.to_json(replace(job.settings, memory_limit_bytes=0))
@@ -51,8 +55,8 @@ def too_little(record: RunRecord) -> str:
 
 
 def check_enforced(record: RunRecord) -> None:
-    """Raises :class:`CellsFailed` for a run whose limit nobody held: a search over such runs would find a
-    number that means nothing."""
+    """Raises :class:`CellsFailed` where nobody can hold a limit, :class:`CaseFailed` for a run whose limit
+    was not held: a search over such runs would find a number that means nothing."""
     proof = record.limit
     if proof is None or record.status == UNFINISHED:
         return
@@ -63,26 +67,26 @@ def check_enforced(record: RunRecord) -> None:
             hint=f"stbench devices doctor {record.device}",
         )
     if record.status == "ok" and proof.verdict != "held":
-        raise CellsFailed(
+        raise CaseFailed(
             f"{record.label}: the limit was not held ({proof.verdict}), so this run shows nothing: {said}",
             hint="docs/memory-limits.md says what each verdict means",
         )
 
 
 def check_usable(record: RunRecord) -> None:
-    """Raises :class:`CellsFailed` for a run that ended neither well nor for want of memory."""
+    """Raises :class:`CaseFailed` for a run that ended neither well nor for want of memory."""
     check_enforced(record)
     if too_little(record):
         return
     if record.status != "ok":
-        raise CellsFailed(
+        raise CaseFailed(
             f"{record.label}: {record.status}, which says nothing about its limit: "
             f"{clean(record.detail, 400)}",
             hint=f"mend it; {_GO_ON}, with --retry-failed",
         )
     verdict = record.check.verdict if record.check is not None else "unchecked"
     if record.program is None and verdict != "ok":
-        raise CellsFailed(
+        raise CaseFailed(
             f"{record.label}: its output is {verdict}, and only a run whose output is right counts",
             hint=f"mend what the notes above say of its reference; {_GO_ON} and --retry-failed",
         )

@@ -21,7 +21,9 @@ NONE = "none"
 
 POLICIES = (AUTO, "lru", "lfu", "reuse")
 IO_KINDS = (AUTO, "pread", "io_uring")
-PREFETCHES = (AUTO, "exact", "next-layer")
+PREFETCHES = (AUTO, "exact", "next-layer", "next-2", "next-4")
+COLD = "cold"
+STARTS = (COLD, "warm")
 
 _UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
 _SIZE = re.compile(r"(\d{1,6}(?:\.\d{1,3})?) ?([kmgt]?)(?:i?b)?", re.IGNORECASE)
@@ -111,6 +113,7 @@ Caches = Annotated[list[str], pydantic.BeforeValidator(_caches)]
 Policies = Annotated[list[str], _words(POLICIES)]
 Ios = Annotated[list[str], _words(IO_KINDS)]
 Prefetches = Annotated[list[str], _words(PREFETCHES)]
+Starts = Annotated[list[str], _words(STARTS)]
 Direct = Literal["auto", "on", "off"]
 
 
@@ -123,6 +126,7 @@ class Limited:
     policy: str = AUTO
     io: str = AUTO
     prefetch: str = AUTO
+    start: str = COLD
 
     @property
     def label(self) -> str:
@@ -133,6 +137,7 @@ class Limited:
             size = self.cache if not self.cache.isdigit() else bytes_label(int(self.cache))
             parts.append(f"cache{size}")
         parts += [word for word in (self.policy, self.io, self.prefetch) if word != AUTO]
+        parts += [self.start] * (self.start != COLD)
         return "".join(f"/{part}" for part in parts)
 
 
@@ -147,6 +152,20 @@ def limited_of(settings: Settings) -> Limited:
         settings.cache_policy,
         settings.io,
         settings.prefetch,
+        settings.start,
+    )
+
+
+def too_large(
+    what: str, limited: Limited, limits: Sequence[int], weight_bytes: int, memory_bytes: int
+) -> str:
+    """Why the unlimited partner of limited cases is not run; "" when it is, and for all other cases. Weights
+    that the memory cannot hold would be read from storage again and again: no compute rate."""
+    if not any(limits) or limited.memory_limit or limited.cache or not 0 < memory_bytes < weight_bytes * 1.1:
+        return ""
+    return (
+        f"{what} without a limit left out: its {weight_bytes / 1e9:.1f} GB do not fit into "
+        f"{memory_bytes / 1e9:.1f} GB of memory"
     )
 
 
@@ -156,28 +175,39 @@ def combinations(
     policies: Sequence[str],
     ios: Sequence[str],
     prefetches: Sequence[str],
+    starts: Sequence[str] = (COLD,),
 ) -> Iterator[Limited]:
     """Every combination that means something, in reading order, each once: without a cache there is one per
     limit, however many policies are asked for."""
     made = dict.fromkeys(
-        Limited(limit, cache, policy, io, prefetch) if cache else Limited(limit)
+        Limited(limit, cache, policy, io, prefetch, start) if cache else Limited(limit)
         for limit in limits
         for cache in caches
         for policy in policies
         for io in ios
         for prefetch in prefetches
+        for start in starts
     )
     yield from made
 
 
 def meaningless(
-    caches: Sequence[str], policies: Sequence[str], ios: Sequence[str], prefetches: Sequence[str]
+    caches: Sequence[str],
+    policies: Sequence[str],
+    ios: Sequence[str],
+    prefetches: Sequence[str],
+    starts: Sequence[str] = (COLD,),
 ) -> str:
     """What of the axes says nothing to the cases without a cache, as a sentence; "" where nothing does."""
     named = [
         f"{option} {','.join(words)}"
-        for option, values in (("--policy", policies), ("--io", ios), ("--prefetch", prefetches))
-        if (words := [word for word in values if word != AUTO])
+        for option, values in (
+            ("--policy", policies),
+            ("--io", ios),
+            ("--prefetch", prefetches),
+            ("--start", starts),
+        )
+        if (words := [word for word in values if word not in (AUTO, COLD)])
     ]
     if not named or "" not in caches:
         return ""
@@ -190,6 +220,7 @@ def only_for_caches(
     ios: Sequence[str],
     prefetches: Sequence[str],
     io_direct: str,
+    starts: Sequence[str] = (COLD,),
 ) -> list[str]:
     """A problem for each option that needs a cache where the sweep has none."""
     if any(caches):
@@ -199,5 +230,6 @@ def only_for_caches(
         "io": list(ios) != [AUTO],
         "prefetch": list(prefetches) != [AUTO],
         "io_direct": io_direct != AUTO,
+        "start": list(starts) != [COLD],
     }
     return [f"{key} says how a cache works, and this sweep has none" for key, wrong in asked.items() if wrong]

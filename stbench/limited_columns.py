@@ -2,8 +2,8 @@
 
 ========================  ================================================================================
 ``memory_limit_bytes``    as asked for, 0: none; with ``cache``, ``cache_policy``, ``io``, ``io_direct``,
-                          ``prefetch`` and ``routing`` (digest of a replayed trace, "" for none) it is part of
-                          what a case is: :data:`LIMITED`
+                          ``prefetch``, ``start`` and ``routing`` (digest of a replayed trace, "" for
+                          none) it is part of what a case is: :data:`LIMITED`
 ``limit_verdict``         of the limit's proof: "held" and so on; "" where no limit was asked for
 ``limit_detail``          why it is not "held"
 ``limit_method``          how it was enforced; ``limit_start``: "cold" or "warm"
@@ -16,6 +16,13 @@
 ``late_share``            requests for which a thread had to wait / requests
 ``prefetch_precision``    guesses that were used / guesses
 ``prefetch_recall``       misses that a guess was already loading / misses
+``storage_gb_per_s``      what storage gave beside the run, mean of before and after, 1e9 bytes/s
+``static_bytes_per_token``  bytes per decoded token that a cache of the same size misses that always holds the
+                          experts that the run used most; of layers: what does not fit
+``compute_tps``           decode tokens/s with all weights in memory (:mod:`stbench.storage_bound`)
+``compute_from``          where that is from: "unlimited" or "own"; "" where it is not known
+``bound_tps``             min(compute_tps, storage rate / static_bytes_per_token)
+``bound_share``           decode_tps / bound_tps
 ========================  ================================================================================
 """
 
@@ -27,7 +34,7 @@ from typing import Any
 from stbench.agent.wire import CacheCounters, RunRecord
 
 # Settings that make another case; with all weights in memory each has its default.
-LIMITED = ("memory_limit_bytes", "cache", "cache_policy", "io", "io_direct", "prefetch", "routing")
+LIMITED = ("memory_limit_bytes", "cache", "cache_policy", "io", "io_direct", "prefetch", "start", "routing")
 
 COLUMNS: dict[str, str] = {
     "memory_limit_bytes": "int64",
@@ -36,6 +43,7 @@ COLUMNS: dict[str, str] = {
     "io": "object",
     "io_direct": "object",
     "prefetch": "object",
+    "start": "object",
     "routing": "object",
     "limit_verdict": "object",
     "limit_detail": "object",
@@ -51,7 +59,23 @@ COLUMNS: dict[str, str] = {
     "late_share": "float64",
     "prefetch_precision": "float64",
     "prefetch_recall": "float64",
+    "storage_gb_per_s": "float64",
+    "static_bytes_per_token": "float64",
+    "compute_tps": "float64",
+    "compute_from": "object",
+    "bound_tps": "float64",
+    "bound_share": "float64",
 }
+# Of the counters of a cache.
+_RATES = (
+    "hit_rate",
+    "storage_bytes_per_token",
+    "io_wait_share",
+    "io_busy_share",
+    "late_share",
+    "prefetch_precision",
+    "prefetch_recall",
+)
 
 
 def limited_row(record: RunRecord, *, usable: bool) -> dict[str, Any]:
@@ -64,6 +88,7 @@ def limited_row(record: RunRecord, *, usable: bool) -> dict[str, Any]:
         "io": settings.io,
         "io_direct": settings.io_direct,
         "prefetch": settings.prefetch,
+        "start": settings.start,
         "routing": settings.routing_digest,
         "limit_verdict": proof.verdict if proof else "",
         "limit_detail": proof.detail if proof else "",
@@ -79,7 +104,7 @@ def limited_row(record: RunRecord, *, usable: bool) -> dict[str, Any]:
 
 def _rates(counters: CacheCounters | None, tokens: int, decode_ns: int) -> dict[str, float]:
     if counters is None or not tokens:
-        return dict.fromkeys(list(COLUMNS)[list(COLUMNS).index("hit_rate") :], math.nan)
+        return dict.fromkeys(_RATES, math.nan)
     return {
         "hit_rate": _share(counters.hits, counters.requests),
         "storage_bytes_per_token": counters.bytes_read / tokens,

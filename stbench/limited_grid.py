@@ -3,16 +3,21 @@ row of the published tables shows, and what the limit cost."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
 
-from stbench import cells
+from stbench import cells, storage_bound
+from stbench.intervals import median_estimate
+from stbench.limited import COLD
 from stbench.limited_columns import LIMITED
 from stbench.table import Cell, Column, clean, number
 
 GIB = 1 << 30
+# Behind a compute rate that the run itself says, for want of an unlimited partner.
+OWN_MARK = "*"
 HELD = "held"
 
 
@@ -31,13 +36,13 @@ def published_limit(memory: str) -> int:
 
 def best_setting(rows: pd.DataFrame) -> pd.DataFrame:
     """Of limited rows of one model those of one cache size, policy and so on: a limit that held goes before
-    one that did not, then the larger median of decode tokens/s."""
+    one that did not, a cold start before a warm one, then the larger median of decode tokens/s."""
     groups = [group for _, group in rows.groupby(list(LIMITED), sort=True)]
 
-    def rank(group: pd.DataFrame) -> tuple[bool, tuple[Any, ...]]:
+    def rank(group: pd.DataFrame) -> tuple[bool, bool, tuple[Any, ...]]:
         usable = group[group["usable"]]
         held = bool(len(usable)) and bool((usable["limit_verdict"] == HELD).all())
-        return held, cells.thread_rank(group)
+        return held, group["start"].iloc[0] == COLD, cells.thread_rank(group)
 
     return max(groups, key=rank)
 
@@ -45,6 +50,8 @@ def best_setting(rows: pd.DataFrame) -> pd.DataFrame:
 _COLUMNS = (
     Column("row", "Case", "label"),
     Column("decode", "decode\ntokens/s", "speed", "tokens/s"),
+    Column("bound", "bound tokens/s\n(compute | storage)", "text", "tokens/s"),
+    Column("share", "% of bound", "text", "%"),
     Column("tokens_ms", "token time\np50 / p95 / p99 ms", "text"),
     Column("limit", "limit\nverdict", "text"),
     Column("peak", "peak\nMiB", "text", "MiB"),
@@ -76,6 +83,8 @@ def case_cells(group: pd.DataFrame) -> Mapping[str, Cell]:
     methods = "/".join(sorted(set(shown["limit_method"]) - {""}))
     return {
         "decode": decode,
+        "bound": _bound(shown),
+        "share": _bound_share(shown),
         "tokens_ms": _joined(shown, ("tpot_p50_ms", "tpot_p95_ms", "tpot_p99_ms"), 1),
         "limit": Cell(f"{number(limit / GIB)} GiB {verdicts}" + (f" ({methods})" if methods else ""))
         if limit
@@ -88,7 +97,7 @@ def case_cells(group: pd.DataFrame) -> Mapping[str, Cell]:
         "reading": _median(shown, "io_busy_share", _percent),
         "late": _median(shown, "late_share", _percent),
         "guesses": _joined(shown, ("prefetch_precision", "prefetch_recall"), 100),
-        "start": Cell("/".join(sorted(set(shown["limit_start"]) - {""}))),
+        "start": _start(shown),
     }
 
 
@@ -99,12 +108,55 @@ def sentences(frame: pd.DataFrame) -> list[str]:
         "requests for which a thread had to wait; precision: guesses that were used; recall: misses that a "
         "guess was already loading. All of decoding alone.",
     ]
+    if frame["bound_tps"].notna().any():
+        out.append(
+            "Bound: the smaller of two rates: decoding with all weights in memory, and the storage rate "
+            "probed beside the run over the bytes per token that a cache of the same size misses which "
+            "always holds the experts that the run used most (of layers: what does not fit); "
+            "docs/limited-sweeps.md."
+        )
+    if (frame["compute_from"] == storage_bound.OWN).any():
+        out.append(
+            f"{OWN_MARK}: from the run's own time less its waiting for I/O, since the campaign has no run of "
+            "the same case without limit and cache (--memory-limit 1GiB,none --cache auto,none)."
+        )
     if (frame["memory_limit_bytes"] > 0).any():
         out.append(
             "A limit is held when the kernel's group kept to it and the weights lay in nobody else's page "
             "cache (docs/memory-limits.md); peak is of the whole group, page cache included."
         )
     return out
+
+
+def _bound(rows: pd.DataFrame) -> Cell:
+    """The bound, and the two rates whose smaller one it is."""
+    known = rows[rows["bound_tps"].notna()]
+    if not len(known):
+        return Cell()
+    bound, compute = float(known["bound_tps"].median()), float(known["compute_tps"].median())
+    read = (1e9 * known["storage_gb_per_s"] / known["static_bytes_per_token"]).median()
+    own = OWN_MARK if (known["compute_from"] == storage_bound.OWN).any() else ""
+    parts = f"{number(compute)}{own} | {number(float(read)) if math.isfinite(read) else '—'}"
+    return Cell(f"{number(bound)} ({parts})", value=bound)
+
+
+def _bound_share(rows: pd.DataFrame) -> Cell:
+    """With its interval; under six replicates with the range."""
+    shares = [100 * float(share) for share in rows["bound_share"].dropna()]
+    if not shares:
+        return Cell()
+    found = median_estimate(shares)
+    around = f" [{found.low:.0f}, {found.high:.0f}]" if found.kind == "interval" else ""
+    if not around and found.n > 1:
+        around = f" ({found.low:.0f}…{found.high:.0f})"
+    return Cell(f"{found.median:.0f}{around}", value=found.median)
+
+
+def _start(rows: pd.DataFrame) -> Cell:
+    """How the cache of units began, and weights that lay in the page cache all the same."""
+    words = {"warm" for start in rows["start"] if start == "warm"}
+    words |= {"page cache warm" for start in rows["limit_start"] if start == "warm"}
+    return Cell("/".join(sorted(words)) or "/".join(sorted(set(rows["limit_start"]) - {""})))
 
 
 def _percent(value: float) -> str:

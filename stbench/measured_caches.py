@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
-from stbench.agent.routing import Routing
+from stbench import predicted, routings
+from stbench.agent import routing
+from stbench.agent.routing import Routing, RoutingError
 from stbench.agent.wire import CacheCounters, RunRecord
+from stbench.disturbance import one_unit_s, storage_gb_per_s
 from stbench.errors import InputError
 from stbench.frame import to_frame
 from stbench.presets import CACHE_WARMUP_TOKENS
-from stbench.simulate import Simulator, tokens_of_a_run
+from stbench.simulate import Outcome, Simulator, tokens_of_a_run
 
 
 @dataclass(frozen=True)
 class Measured:
     """One case, over its replicates: medians. ``simulated_hit_rate``: the same policy over just the tokens
-    that the run decoded, counted after its prompt; None where that is not known."""
+    that the run decoded, counted after its prompt; ``predicted_tokens_per_s``: with those hits and the rates
+    probed beside each run (:mod:`stbench.predicted`), the median. None where that is not known."""
 
     label: str
     policy: str
@@ -29,15 +34,18 @@ class Measured:
     tokens_per_s: float
     replicates: int
     simulated_hit_rate: float | None = None
+    predicted_tokens_per_s: float | None = None
 
 
 @dataclass(frozen=True)
 class Rates:
-    """``source`` says of which records."""
+    """``source`` says of which records; ``latency_s``: what the first miss of a layer takes beyond its bytes
+    (None: nothing tells)."""
 
     storage_bytes_per_s: float
     tokens_per_s: float
     source: str
+    latency_s: float | None = None
 
 
 def usable_runs(records: Sequence[RunRecord], model: str, trace: Routing) -> list[tuple[RunRecord, float]]:
@@ -55,29 +63,49 @@ def usable_runs(records: Sequence[RunRecord], model: str, trace: Routing) -> lis
     ]
 
 
-def has_routing(record: RunRecord, file_digest: str) -> bool:
-    """Whether a run replayed the trace of that SHA-256, or recorded it."""
-    recorded = record.routing is not None and record.routing.sha256 == file_digest
-    return recorded or record.settings.routing_digest == file_digest
+def same_choices(records: Iterable[RunRecord], campaign: Path, trace: Path) -> set[str]:
+    """SHA-256 of the trace's file and of those that runs of the campaign recorded with the same choices: each
+    run's own file says which run it is of, and so no two are the same to the byte. Unreadable ones are left
+    out. Raises :class:`InputError` for the trace."""
+    directory = campaign if campaign.is_dir() else campaign.parent
+    wanted = routings.load(trace).digest()
+    found = {routings.file_digest(trace)}
+    kept = {r.routing.path: r.routing.sha256 for r in records if r.routing is not None and r.routing.path}
+    for path, sha256 in kept.items():
+        try:
+            same = routing.read(str(directory / path)).digest() == wanted
+        except (RoutingError, OSError):
+            continue
+        if same:
+            found.add(sha256)
+    return found
+
+
+def has_routing(record: RunRecord, file_digests: Collection[str]) -> bool:
+    """Whether a run replayed a trace of these SHA-256, or recorded it."""
+    recorded = record.routing is not None and record.routing.sha256 in file_digests
+    return recorded or record.settings.routing_digest in file_digests
 
 
 def measured(
     runs: Sequence[tuple[RunRecord, float]],
-    file_digest: str,
+    file_digests: Collection[str],
     trace: Routing,
     simulator_of: Callable[[str], Simulator],
+    shares: Mapping[str, float] | None = None,
 ) -> list[Measured]:
-    """Points of the runs that had a cache and used the trace whose file has that SHA-256. ``simulator_of`` a
-    policy's name gives what it is simulated with."""
-    cases: dict[tuple[str, str], list[tuple[RunRecord, float]]] = {}
-    for record, tps in runs:
-        if record.cache is not None and record.cache.decode.requests and has_routing(record, file_digest):
-            cases.setdefault((record.device, record.case), []).append((record, tps))
+    """Points of the runs that had a cache and used a trace of these SHA-256. ``simulator_of`` a policy's name
+    gives what it is simulated with; ``shares`` of a token's time, see :func:`stbench.simulate.shares_of`."""
+    cases: dict[tuple[str, str], list[tuple[RunRecord, float, float]]] = {}
+    for (record, tps), compute in zip(runs, predicted.compute_rates(runs), strict=True):
+        if record.cache is not None and record.cache.decode.requests and has_routing(record, file_digests):
+            cases.setdefault((record.device, record.case), []).append((record, tps, compute))
     points = []
     for found in cases.values():
         first = found[0][0]
         assert first.cache is not None
-        counters = [(record.cache.decode, record.workload.n_gen) for record, _ in found if record.cache]
+        counters = [(record.cache.decode, record.workload.n_gen) for record, _, _ in found if record.cache]
+        outcome = simulated(first, trace, simulator_of(first.cache.policy))
         points.append(
             Measured(
                 label=first.label,
@@ -87,9 +115,12 @@ def measured(
                 units=first.cache.units,
                 hit_rate=statistics.median(hit_rate(decode) for decode, _ in counters),
                 bytes_per_token=statistics.median(decode.bytes_read / n_gen for decode, n_gen in counters),
-                tokens_per_s=statistics.median(tps for _, tps in found),
+                tokens_per_s=statistics.median(tps for _, tps, _ in found),
                 replicates=len(found),
-                simulated_hit_rate=simulated_hit_rate(first, trace, simulator_of(first.cache.policy)),
+                simulated_hit_rate=outcome.hit_rate if outcome else None,
+                predicted_tokens_per_s=predicted.median(
+                    [predicted.tokens_per_s(r, outcome, compute, shares or {}) for r, _, compute in found]
+                ),
             )
         )
     return sorted(points, key=lambda point: (point.policy, point.units, point.label))
@@ -100,22 +131,26 @@ def hit_rate(counters: CacheCounters) -> float:
     return counters.hits / counters.requests
 
 
-def simulated_hit_rate(record: RunRecord, trace: Routing, simulator: Simulator) -> float | None:
-    """Of the tokens that this run decoded with the replayed trace: the cache is filled by the run's earlier
-    tokens and nothing of them is counted. Records do not say how long the warm-up was, which replays what
-    comes before the trace's beginning: that of the presets for caches is taken."""
+def simulated(record: RunRecord, trace: Routing, simulator: Simulator) -> Outcome | None:
+    """Of the tokens that this run decoded: the cache is filled by the run's earlier tokens, of which nothing
+    is counted. A replay's warm-up is what comes before the trace's beginning; where a record does not say how
+    long it was, that of the presets for caches is taken. A run's own recording begins with its prompt, which
+    fills the cache here; None where it has none."""
     work, cache = record.workload, record.cache
-    if cache is None or not record.settings.routing_digest or not work.n_gen:
+    if cache is None or not work.n_gen:
         return None
-    warmup, before = 2 * CACHE_WARMUP_TOKENS, work.n_depth + work.n_prompt
+    if not record.settings.routing_digest:
+        return simulator(trace, cache.units, work.n_prompt) if 0 < work.n_prompt < trace.n_tokens else None
+    warmup, before = cache.warmup_tokens or 2 * CACHE_WARMUP_TOKENS, work.n_depth + work.n_prompt
     tokens = tokens_of_a_run(trace, -warmup, before + work.n_gen)
-    return simulator(tokens, cache.units, warmup + before).hit_rate
+    return simulator(tokens, cache.units, warmup + before)
 
 
 def rates(runs: Sequence[tuple[RunRecord, float]]) -> Rates:
-    """Storage: what the caches' reads brought while any was under way. Computing: the speed with all weights
-    in memory of runs with the same device, switches and threads as those with a cache. Medians. Raises
-    :class:`InputError` where either is missing."""
+    """Storage: what was probed beside runs with a cache; of records without such probes, what the caches'
+    reads brought while any was under way. Computing: the speed with all weights in memory of runs with the
+    same device, switches and threads as those with a cache. Medians. Raises :class:`InputError` where either
+    is missing."""
     cached = [(r, tps) for r, tps in runs if r.cache is not None and r.cache.decode.ns_io_busy > 0]
     if not cached:
         raise InputError(
@@ -134,10 +169,19 @@ def rates(runs: Sequence[tuple[RunRecord, float]]) -> Rates:
             "fast it computes",
             hint="--compute-rate TOKENS/S with all weights in memory; or measure it: --cache none,256MiB",
         )
-    storage = statistics.median(
-        1e9 * r.cache.decode.bytes_read / r.cache.decode.ns_io_busy for r, _ in cached if r.cache is not None
-    )
-    return Rates(storage, statistics.median(free), f"{len(cached)} records with a cache, {len(free)} without")
+    source = f"{len(cached)} records with a cache, {len(free)} without"
+    probed = [rate for r, _ in cached if (rate := storage_gb_per_s(r)) is not None]
+    if not probed:
+        busy = [1e9 * r.cache.decode.bytes_read / r.cache.decode.ns_io_busy for r, _ in cached if r.cache]
+        return Rates(statistics.median(busy), statistics.median(free), source)
+    storage = 1e9 * statistics.median(probed)
+    first = [
+        max(seconds - r.bracket.storage_unit_bytes / storage, 0.0)
+        for r, _ in cached
+        if r.bracket is not None and (seconds := one_unit_s(r)) is not None
+    ]
+    latency_s = statistics.median(first) if first else None
+    return Rates(storage, statistics.median(free), source + ", storage as probed beside them", latency_s)
 
 
 def _conditions(record: RunRecord) -> tuple[object, ...]:

@@ -81,8 +81,8 @@ class Needs:
         return self.agent(job).run(job, self._stop, self._waiting(job))
 
     def with_trace(self, record: RunRecord, directory: Path) -> RunRecord:
-        """The record of a job that ran, its routing beside the records in ``directory``."""
-        if record.routing is None:
+        """The record of a job that ran, its routing and timeline beside the records in ``directory``."""
+        if record.routing is None and record.profile is None:
             return record
         agent = self._devices[record.device].agent
         return self._over_losses(agent, lambda: traces.fetched(agent.connector, record, directory))
@@ -103,6 +103,8 @@ class Needs:
             settings = replace(settings, routing=traces.path_on(connector, settings.routing_digest))
         if settings.record_routing:
             settings = replace(settings, record_routing=traces.recorded_on(connector, job))
+        if settings.timeline:
+            settings = replace(settings, timeline=traces.timeline_on(connector, job))
         return replace(job, settings=settings)
 
     def _waiting(self, job: JobSpec) -> Callable[[str], None]:

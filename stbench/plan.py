@@ -26,6 +26,7 @@ from stbench.errors import SweepError
 from stbench.guesses import GUESS_WRITE, guess_search_s, guess_seconds
 from stbench.identity import job_id
 from stbench.inventory import Device
+from stbench.limited import too_large
 from stbench.programs import TargetProgram, left_out, settings_for
 from stbench.sweep import AUTO_THREADS, Case, Sweep, Traits, expand
 from stbench.traces import Trace
@@ -288,7 +289,10 @@ def _rounds(
 ) -> tuple[list[JobSpec], list[JobSpec]]:
     """All jobs of a device in their order, and the searches that they need."""
     cases, dropped = expand(sweep, {name: model.traits for name, model in target.models.items()})
-    reasons = {case: left_out(case, target.device, target.programs, cases) for case in cases}
+    reasons = {
+        case: left_out(case, target.device, target.programs, cases) or _too_large(sweep, target, case)
+        for case in cases
+    }
     notes += dropped + [why for why in reasons.values() if why]
     templates = [
         job
@@ -309,6 +313,15 @@ def _rounds(
                 job = replace(template, replicate=replicate)
                 jobs.append(replace(job, id=job_id(job, target, sweep.seed)))
     return jobs, auto.searches
+
+
+def _too_large(sweep: Sweep, target: Target, case: Case) -> str:
+    """Of presets alone: whoever names an unlimited case gets it."""
+    if not sweep.preset:
+        return ""
+    what = f"{target.device.name}: {case.model}"
+    size = 0 if is_program(case.engine) else target.models[case.model].file_bytes
+    return too_large(what, case.limited, sweep.memory_limit, size, target.facts.memory_bytes)
 
 
 def _round(templates: Sequence[JobSpec], chance: random.Random) -> list[JobSpec]:
@@ -400,6 +413,7 @@ def _job(sweep: Sweep, target: Target, case: Case, threads: int, campaign: str) 
             io=case.limited.io,
             io_direct=sweep.io_direct if case.limited.cache else Settings().io_direct,
             prefetch=case.limited.prefetch,
+            start=case.limited.start,
             routing_digest=target.trace.digest if case.replay and target.trace is not None else "",
             record_routing=RECORDED if _records_routing(sweep, target, case) else "",
         ),

@@ -16,6 +16,17 @@ PUBLISHED_PROMPT_TOKENS = 39
 # layer of which 4 are used per token), and what is timed is the steady state.
 CACHE_WARMUP_TOKENS = 32
 
+# The same cases without a limit and a cache: the compute rate that a limited run is held against
+# (docs/limited-sweeps.md). Labels of others end in a limit's or a cache's unit before the workload.
+_UNLIMITED_PARTNERS = (
+    *("*:smallthinker-4b/sparse+lmhead/*[0-9]/pp*", "*:smallthinker-4b/sparse+lmhead/tauto/pp*"),
+    *("*:qwen3-1.7b/*[0-9]/pp*", "*:qwen3-1.7b/dense/tauto/pp*"),
+)
+_UNLIMITED_PARTNERS_21B = (
+    *("*:smallthinker-21b/sparse/*[0-9]/pp*", "*:smallthinker-21b/sparse/tauto/pp*"),
+    *("*:qwen3-30b-a3b/*[0-9]/pp*", "*:qwen3-30b-a3b/dense/tauto/pp*"),
+)
+
 PRESETS: dict[str, dict[str, Any]] = {
     # The 4B table of the published page: its prompt's length, 256 tokens, a context of 4096 that is allocated
     # and touched. Threads are the device's (devices.yaml: 4 on the two big machines, several elsewhere, of
@@ -48,9 +59,12 @@ PRESETS: dict[str, dict[str, Any]] = {
         "sparse_lm_head": ["on", "off"],
         "prompt_gen": [[PUBLISHED_PROMPT_TOKENS, 256]],
         "n_ctx": 4096,
-        "memory_limit": ["1GiB"],
+        "memory_limit": ["1GiB", "none"],
         "cache": ["auto", "none"],
-        "filter": ["*:smallthinker-4b/sparse+lmhead/*/cacheauto/*", "*:qwen3-1.7b/*", "*/llama-bench/*"],
+        "filter": [
+            *("*:smallthinker-4b/sparse+lmhead/*/mem1g/cacheauto/*", "*:qwen3-1.7b/*/mem1g/*"),
+            *("*/llama-bench/*/mem1g/*", *_UNLIMITED_PARTNERS),
+        ],
         "warmup": CACHE_WARMUP_TOKENS,
         "replicates": 6,
     },
@@ -66,18 +80,36 @@ PRESETS: dict[str, dict[str, Any]] = {
         "replicates": 6,
     },
     # The limited rows of the 21B table: 8 GiB. A model and its bundle take 23 to 34 GB of disk, one model
-    # after the other.
+    # after the other. Its unlimited partners run where the device has the memory for them.
     "limited-21b": {
         "models": ["smallthinker-21b", "qwen3-30b-a3b"],
         "sparse_ffn": ["on", "off"],
         "prompt_gen": [[PUBLISHED_PROMPT_TOKENS, 256]],
         "n_ctx": 4096,
-        "memory_limit": ["8GiB"],
-        "cache": ["auto"],
-        "filter": ["*:smallthinker-21b/sparse/*", "*:qwen3-30b-a3b/*"],
+        "memory_limit": ["8GiB", "none"],
+        "cache": ["auto", "none"],
+        "filter": [
+            *("*:smallthinker-21b/sparse/*/mem8g/cacheauto/*", "*:qwen3-30b-a3b/*/mem8g/cacheauto/*"),
+            *_UNLIMITED_PARTNERS_21B,
+        ],
         "warmup": CACHE_WARMUP_TOKENS,
         "replicates": 6,
         "one_model_at_a_time": True,
+    },
+    # Tokens/s and hit rate against the cache's size under one limit, which `stbench simulate --plot` draws
+    # beside the oracles; the unlimited case says how fast it computes.
+    "cache-sizes-4b": {
+        "models": ["smallthinker-4b"],
+        "sparse_ffn": ["on"],
+        "sparse_lm_head": ["on"],
+        "prompt_gen": [[PUBLISHED_PROMPT_TOKENS, 256]],
+        "n_ctx": 4096,
+        "memory_limit": ["1GiB", "none"],
+        "cache": ["64MiB", "128MiB", "256MiB", "512MiB", "auto", "none"],
+        "filter": ["*/mem1g/cache*", *_UNLIMITED_PARTNERS[:2]],
+        "record_routing": True,
+        "warmup": CACHE_WARMUP_TOKENS,
+        "replicates": 3,
     },
     # The same rows as published-4b, shorter: what the README's command runs.
     "quick": {

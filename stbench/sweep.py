@@ -26,6 +26,7 @@ from stbench.engine_names import is_program, left_out
 from stbench.errors import InputError, SweepError, UsageError
 from stbench.limited import (
     AUTO,
+    COLD,
     UNLIMITED,
     Caches,
     Direct,
@@ -34,6 +35,7 @@ from stbench.limited import (
     Limits,
     Policies,
     Prefetches,
+    Starts,
     combinations,
     meaningless,
     only_for_caches,
@@ -48,6 +50,7 @@ Preset = Literal[
     "limited-4b",
     "limited-4b-small-context",
     "limited-21b",
+    "cache-sizes-4b",
     "quick",
     "versus-llama-cpp",
 ]
@@ -157,6 +160,7 @@ class SweepEntry(pydantic.BaseModel):
     policy: Policies | None = None
     io: Ios | None = None
     prefetch: Prefetches | None = None
+    start: Starts | None = None
     io_direct: Direct | None = None
     record_routing: bool | None = None
     replay_routing: str | None = None
@@ -198,6 +202,7 @@ class Sweep:
     policy: tuple[str, ...] = (AUTO,)
     io: tuple[str, ...] = (AUTO,)
     prefetch: tuple[str, ...] = (AUTO,)
+    start: tuple[str, ...] = (COLD,)
     io_direct: str = AUTO
     record_routing: bool = False
     replay_routing: str = ""
@@ -205,7 +210,7 @@ class Sweep:
     def limited(self, engine: str) -> list[Limited]:
         """What limits the cases of an engine: a program has no cache and runs once under each limit."""
         caches = ("",) if is_program(engine) else self.cache
-        return list(combinations(self.memory_limit, caches, self.policy, self.io, self.prefetch))
+        return list(combinations(self.memory_limit, caches, self.policy, self.io, self.prefetch, self.start))
 
 
 def build_sweep(
@@ -350,7 +355,9 @@ def _settle(values: dict[str, Any], preset: str) -> Sweep:
 
 def _limited_problems(sweep: Sweep) -> list[str]:
     """What of the limited axes contradicts the rest, a sentence each."""
-    problems = only_for_caches(sweep.cache, sweep.policy, sweep.io, sweep.prefetch, sweep.io_direct)
+    problems = only_for_caches(
+        sweep.cache, sweep.policy, sweep.io, sweep.prefetch, sweep.io_direct, sweep.start
+    )
     if any(sweep.cache) and sweep.load not in (AUTO, "repack"):
         problems.append(f"load {sweep.load}: a cache holds weights in the kernels' layout (auto or repack)")
     if any(sweep.cache) and sweep.requantise_down:
@@ -381,7 +388,7 @@ def expand(sweep: Sweep, traits: Mapping[str, Traits]) -> tuple[list[Case], list
     cases: list[Case] = []
     notes: list[str] = []
     replay = bool(sweep.replay_routing)
-    if unsaid := meaningless(sweep.cache, sweep.policy, sweep.io, sweep.prefetch):
+    if unsaid := meaningless(sweep.cache, sweep.policy, sweep.io, sweep.prefetch, sweep.start):
         notes.append(unsaid)
     for engine in filter(is_program, sweep.engines):
         if any(sweep.cache):

@@ -12,13 +12,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from stbench import routings
+from stbench.agent import timelines
 from stbench.agent.routing import SUFFIX
-from stbench.agent.wire import JobSpec, RunRecord
+from stbench.agent.wire import JobSpec, RoutingTrace, RunRecord, TimelineTrace
 from stbench.connectors.base import Connector
 from stbench.errors import InputError, StoreError
 
 # Where recorded traces lie, beside the records.
 FOLDER = "routing"
+# The same of timelines (docs/profile.md); on devices they lie with the traces.
+TIMELINES = "timelines"
 
 
 @dataclass(frozen=True)
@@ -54,21 +57,42 @@ def recorded_on(connector: Connector, job: JobSpec) -> str:
     return f"{connector.work_dir}/{FOLDER}/{job.id}-{job.attempt}{SUFFIX}"
 
 
+def timeline_on(connector: Connector, job: JobSpec) -> str:
+    """Where a job writes its timeline on its device."""
+    return f"{connector.work_dir}/{FOLDER}/{job.id}-{job.attempt}{timelines.SUFFIX}"
+
+
 def fetched(connector: Connector, record: RunRecord, directory: Path) -> RunRecord:
-    """The record with its trace in the campaign's ``directory``, and the device's copy deleted. A trace that
-    is gone or was damaged on the way is a warning in the record.
+    """The record with its trace and its timeline in the campaign's ``directory``, and the device's copies
+    deleted. One that is gone or was damaged on the way is a warning in the record.
 
     Raises :class:`StoreError`, and DeviceError when the link breaks."""
-    trace = record.routing
-    if trace is None:
-        return record
+    if record.routing is not None:
+        path, why = _fetched(connector, record, record.routing, directory / FOLDER, SUFFIX)
+        routing = replace(record.routing, path=f"{FOLDER}/{path}") if path else None
+        warnings = [*record.warnings, *([f"the routing of this run {why}"] if why else [])]
+        record = replace(record, routing=routing, warnings=warnings)
+    if record.profile is not None:
+        path, why = _fetched(connector, record, record.profile, directory / TIMELINES, timelines.SUFFIX)
+        profile = replace(record.profile, path=f"{TIMELINES}/{path}") if path else None
+        warnings = [*record.warnings, *([f"the timeline of this run {why}"] if why else [])]
+        record = replace(record, profile=profile, warnings=warnings)
+    return record
+
+
+def _fetched(
+    connector: Connector, record: RunRecord, trace: RoutingTrace | TimelineTrace, folder: Path, suffix: str
+) -> tuple[str, str]:
+    """The name of the file in ``folder``; or "" and why there is none."""
+    name = re.sub(r"[^A-Za-z0-9._%+-]+", "_", f"{record.label}-{record.replicate}")[:180]
+    path = folder / f"{name}-{record.id[:8]}-{record.attempt}{suffix}"
     data = connector.read(trace.path)
+    if data is None and path.exists() and routings.file_digest(path) == trace.sha256:
+        # Fetched before, by one that was killed before it had stored the record.
+        return path.name, ""
     if data is None or hashlib.sha256(data).hexdigest() != trace.sha256:
         why = "is gone from the device" if data is None else "is not the file that the run wrote"
-        said = f"the routing of this run {why} ({trace.path})"
-        return replace(record, routing=None, warnings=[*record.warnings, said])
-    name = re.sub(r"[^A-Za-z0-9._%+-]+", "_", f"{record.label}-{record.replicate}")[:180]
-    path = directory / FOLDER / f"{name}-{record.id[:8]}-{record.attempt}{SUFFIX}"
+        return "", f"{why} ({trace.path})"
     try:
         path.parent.mkdir(exist_ok=True)
         part = path.with_name(f"{path.name}.part")
@@ -77,4 +101,4 @@ def fetched(connector: Connector, record: RunRecord, directory: Path) -> RunReco
     except OSError as error:
         raise StoreError(f"{path}: {error.strerror}") from error
     connector.remove(trace.path)
-    return replace(record, routing=replace(trace, path=f"{FOLDER}/{path.name}"))
+    return path.name, ""

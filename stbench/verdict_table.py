@@ -6,8 +6,9 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
-from stbench.compare import METRICS, Comparison, Comparisons, Sample
+from stbench.compare import Comparison, Comparisons, Sample
 from stbench.inference import FEWEST, INCONCLUSIVE, MOST_REPETITIONS
+from stbench.matching import METRICS
 from stbench.table import Cell, Column, Row, Table, clean, count, number
 
 _COLUMNS = (

@@ -18,9 +18,10 @@ from typing import Any
 import pandas as pd
 
 from stbench.catalogue import STANDARD_SUFFIX
-from stbench.compare import METRICS, Comparison, Prepared, every_pair, judge, pairing, prepare
+from stbench.compare import Comparison, Prepared, every_pair, judge, prepare
 from stbench.errors import InputError
 from stbench.limited_columns import LIMITED
+from stbench.matching import METRICS, pairing
 from stbench.sides import Side
 from stbench.table import Cell, Column, Row, Table, clean, number
 from stbench.verdict_table import method_notes, n_text, ratio_text

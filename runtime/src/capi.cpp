@@ -339,6 +339,21 @@ sbr_status sbr_session_replay_routing(sbr_session* session, const uint16_t* expe
   });
 }
 
+// ---- timeline ----
+
+sbr_status sbr_session_get_timeline(const sbr_session* session, sbr_timeline_event* events, uint32_t event_bytes,
+                                    uint64_t capacity, sbr_timeline_info* info, sbr_error* error) {
+  return guarded(error, [&] {
+    require(session, "session");
+    require_struct(info, "info");
+    if (capacity != 0) require(events, "events");
+    if (capacity != 0 && event_bytes == 0) throw Error(SBR_ERR_ARGUMENT, "event_bytes is 0");
+    sbr_timeline_info found = {};
+    session->impl.timeline().copy(reinterpret_cast<uint8_t*>(events), event_bytes, capacity, &found);
+    write_struct(found, info);
+  });
+}
+
 // ---- synthetic models ----
 
 sbr_status sbr_synth_size(const sbr_synth_spec* spec, uint64_t* bytes, sbr_error* error) {
@@ -371,6 +386,14 @@ sbr_status sbr_probe_storage(const char* path, const sbr_probe_options* options,
   return run_probe(options, out, error, [path](const sbr_probe_options& o) {
     require(path, "path");
     return sbr::probe_storage(path, o);
+  });
+}
+
+sbr_status sbr_probe_reads(const char* path, const sbr_probe_options* options, sbr_probe_result* out,
+                           sbr_error* error) {
+  return run_probe(options, out, error, [path](const sbr_probe_options& o) {
+    require(path, "path");
+    return sbr::probe_reads(path, o);
   });
 }
 

@@ -64,6 +64,16 @@ inline uint32_t require_struct(const void* given, const char* argument) {
   return size;
 }
 
+// Padding has a name, so that a later option can take its place: who sets it means something that we do not know.
+template <typename T>
+auto require_reserved_zero(const T& value, const char* argument, int) -> decltype(value.reserved, void()) {
+  if (value.reserved == 0) return;
+  throw Error(SBR_ERR_ARGUMENT, std::string(argument) + "->reserved is " + std::to_string(value.reserved) +
+                                    ", expected 0; fill the struct with its _init function, or with zeros");
+}
+template <typename T>
+void require_reserved_zero(const T&, const char*, long) {}
+
 // The caller's members over `defaults`. A longer struct may only be used if what this library does not know is zero.
 template <typename T>
 T read_struct(const T* given, const T& defaults, const char* argument) {
@@ -78,6 +88,7 @@ T read_struct(const T* given, const T& defaults, const char* argument) {
   T value = defaults;
   std::memcpy(&value, given, std::min<size_t>(size, sizeof(T)));
   value.struct_size = sizeof(T);
+  require_reserved_zero(value, argument, 0);
   return value;
 }
 

@@ -10,17 +10,28 @@
 namespace sbr {
 namespace {
 
+std::unique_ptr<Timeline> make_timeline(const SessionSettings& settings) {
+  if (settings.timeline_events == 0) return nullptr;
+  return std::make_unique<Timeline>(settings.n_threads, settings.timeline_events);
+}
+
+// With the session's timeline in its options.
+SessionSettings with_timeline(SessionSettings settings, Timeline* timeline) {
+  settings.cache.timeline = timeline;
+  return settings;
+}
+
 std::unique_ptr<CachedExperts> make_cached_experts(const Model& model, const SessionSettings& settings) {
   const Bundle* bundle = model.bundle();
   if (bundle == nullptr || bundle->kind() != SBR_BUNDLE_EXPERTS) return nullptr;
-  const bool guesses = settings.prefetch == SBR_PREFETCH_NEXT_LAYER;
-  return std::make_unique<CachedExperts>(*bundle, model.config(), settings.cache, guesses);
+  return std::make_unique<CachedExperts>(*bundle, model.config(), settings.cache, layers_ahead(settings.prefetch));
 }
 
 std::unique_ptr<LayerStream> make_layer_stream(const Model& model, const SessionSettings& settings) {
   const Bundle* bundle = model.bundle();
   if (bundle == nullptr || bundle->kind() != SBR_BUNDLE_LAYERS) return nullptr;
-  const StreamOptions options = {settings.cache.bytes, settings.cache.verify, settings.cache.reader};
+  const StreamOptions options = {settings.cache.bytes, settings.cache.verify, settings.cache.reader,
+                                 settings.cache.timeline};
   return std::make_unique<LayerStream>(*bundle, model.weights(), options);
 }
 
@@ -50,6 +61,7 @@ Session::Session(const Model& model, const SessionSettings& settings)
       cache_policy_(settings.cache.policy),
       prefetch_(settings.prefetch),
       record_routing_(settings.record_routing),
+      timeline_(make_timeline(settings)),
       pool_(settings.n_threads, settings.cpus),
       kv_(model.config(), settings.n_ctx, settings.kv_type, settings.kv_touch),
       workspace_(make_workspace(model.config(), model.weights(), n_batch_, kv_.n_ctx(), pool_.size())),
@@ -57,8 +69,8 @@ Session::Session(const Model& model, const SessionSettings& settings)
       balance_{{pool_.size(), settings.measured_split}, {pool_.size(), settings.measured_split}},
       work_ns_(pool_.size()),
       expert_counts_(size_t{model.config().n_layer} * model.config().n_expert),
-      cached_(make_cached_experts(model, settings)),
-      stream_(make_layer_stream(model, settings)) {
+      cached_(make_cached_experts(model, with_timeline(settings, timeline_.get()))),
+      stream_(make_layer_stream(model, with_timeline(settings, timeline_.get()))) {
   reset_counters();
 }
 
@@ -72,7 +84,8 @@ sbr_session_info Session::plan(const Model& model, const sbr_session_options& op
   info.kv_bytes = KvCache::bytes_for(model.config(), settings.n_ctx, settings.kv_type);
   info.scratch_bytes =
       make_workspace(model.config(), model.weights(), settings.n_batch, settings.n_ctx, settings.n_threads, false)
-          .bytes();
+          .bytes() +
+      Timeline::bytes_for(settings.n_threads, settings.timeline_events);
   if (const Bundle* bundle = model.bundle(); bundle != nullptr) {
     info.cache_bytes = settings.cache.bytes / bundle->unit_bytes() * bundle->unit_bytes();
     info.cache_bytes_min = settings.cache_bytes_min;
@@ -95,7 +108,7 @@ sbr_session_info Session::info() const {
   info.lm_head_threshold = switches_.lm_head_threshold;
   info.n_past = n_past_;
   info.kv_bytes = kv_.bytes();
-  info.scratch_bytes = workspace_.bytes();
+  info.scratch_bytes = workspace_.bytes() + (timeline_ == nullptr ? 0 : timeline_->bytes());
   if (model_.bundle() == nullptr) return info;
   const ReaderInfo reader = cached_ != nullptr ? cached_->cache().reader() : stream_->reader();
   info.cache_bytes = cached_ != nullptr ? cached_->cache().bytes() : stream_->bytes();
@@ -151,11 +164,15 @@ sbr_interval Session::evaluate(const int32_t* tokens, uint32_t n_tokens, LogitsO
                logits,
                false,
                false,
-               stream_.get()};
+               stream_.get(),
+               timeline_.get()};
   sbr_interval interval;
   interval.begin_ns = Worker::now();
+  if (timeline_ != nullptr) timeline_->begin_step(interval.begin_ns);
   const bool done = forward(step);
   interval.end_ns = Worker::now();
+  if (timeline_ != nullptr)
+    timeline_->span(0, Event::kToken, kNoneOfTimeline, interval.begin_ns, interval.end_ns, n_tokens);
   ns_total_ += interval.end_ns - interval.begin_ns;
   if (stream_ != nullptr) stream_->end_step(done);
   if (!done) {
@@ -325,6 +342,12 @@ void Session::replay_routing(const uint16_t* experts, uint64_t n_tokens) {
   forced_.assign(experts, experts + n);
 }
 
+const Timeline& Session::timeline() const {
+  if (timeline_ == nullptr)
+    throw Error(SBR_ERR_STATE, "The session records no timeline; create it with options.timeline_events");
+  return *timeline_;
+}
+
 // For a step of n_tokens; makes room for what it will record.
 Routing Session::routing_of(uint32_t n_tokens) {
   Routing routing;
@@ -349,6 +372,7 @@ void Session::reset_counters() {
   std::fill(expert_counts_.begin(), expert_counts_.end(), uint64_t{0});
   if (cached_ != nullptr) cached_->reset_counters();
   if (stream_ != nullptr) stream_->reset_counters();
+  if (timeline_ != nullptr) timeline_->clear();
   recorded_.clear();
   n_evaluated_ = 0;
   ns_total_ = 0;

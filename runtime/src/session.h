@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "base/thread_pool.h"
+#include "base/timeline.h"
 #include "experts/layer_stream.h"
 #include "model/cached_experts.h"
 #include "model/kv_cache.h"
@@ -48,6 +49,8 @@ class Session {
   uint64_t experts_per_token() const { return uint64_t{model_.config().n_layer} * model_.config().n_expert_used; }
   void replay_routing(const uint16_t* experts, uint64_t n_tokens);
 
+  const Timeline& timeline() const;  // Errors: STATE
+
  private:
   [[noreturn]] void throw_failure();
   void require_experts() const;
@@ -69,6 +72,7 @@ class Session {
   const uint32_t cache_policy_;
   const uint32_t prefetch_;
   const bool record_routing_;
+  const std::unique_ptr<Timeline> timeline_;  // outlives what writes to it; nullptr: none
   ThreadPool pool_;
   KvCache kv_;
   Workspace workspace_;

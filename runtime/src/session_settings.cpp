@@ -8,6 +8,7 @@
 
 #include "base/error.h"
 #include "base/thread_pool.h"
+#include "base/timeline.h"
 
 namespace sbr {
 namespace {
@@ -152,14 +153,28 @@ void choose_cache(const Bundle& bundle, const sbr_session_options& options, Sess
     bad_option("io_threads", "is " + std::to_string(options.io_threads) + ", more than " + std::to_string(kMaxThreads));
   cache.reader.threads = options.io_threads;
   settings->cache_bytes_min = bundle.unit_bytes();
-  settings->prefetch =
-      choose("prefetch", options.prefetch, {SBR_PREFETCH_AUTO, SBR_PREFETCH_EXACT, SBR_PREFETCH_NEXT_LAYER});
-  if (settings->prefetch == SBR_PREFETCH_NEXT_LAYER && bundle.kind() != SBR_BUNDLE_EXPERTS)
-    bad_option("prefetch", "asks for the next layer's likely experts, and the model has none: its next layer is known");
+  settings->prefetch = choose("prefetch", options.prefetch,
+                              {SBR_PREFETCH_AUTO, SBR_PREFETCH_EXACT, SBR_PREFETCH_NEXT_LAYER,
+                               SBR_PREFETCH_NEXT_2_LAYERS, SBR_PREFETCH_NEXT_4_LAYERS});
+  if (layers_ahead(settings->prefetch) != 0 && bundle.kind() != SBR_BUNDLE_EXPERTS)
+    bad_option("prefetch", "asks for later layers' likely experts, and the model has none: its next layer is known");
   if (settings->prefetch == SBR_PREFETCH_AUTO) settings->prefetch = SBR_PREFETCH_EXACT;
 }
 
 }  // namespace
+
+uint32_t layers_ahead(uint32_t prefetch) {
+  switch (prefetch) {
+    case SBR_PREFETCH_NEXT_LAYER:
+      return 1;
+    case SBR_PREFETCH_NEXT_2_LAYERS:
+      return 2;
+    case SBR_PREFETCH_NEXT_4_LAYERS:
+      return 4;
+    default:
+      return 0;
+  }
+}
 
 SessionSettings choose_settings(const Model& model, const sbr_session_options& options) {
   SessionSettings settings;
@@ -178,6 +193,10 @@ SessionSettings choose_settings(const Model& model, const sbr_session_options& o
   settings.record_routing = options.record_routing != 0;
   if (settings.record_routing && model.config().n_expert == 0)
     bad_option("record_routing", "is set, but the model has no experts to record");
+  if (options.timeline_events > Timeline::kMaxEvents)
+    bad_option("timeline_events",
+               "is " + std::to_string(options.timeline_events) + ", more than " + std::to_string(Timeline::kMaxEvents));
+  settings.timeline_events = options.timeline_events;
   if (model.bundle() == nullptr) {
     require_no_cache(options);
   } else {

@@ -25,11 +25,15 @@ struct SessionSettings {
   uint32_t kv_type = 0;
   bool kv_touch = false;
   bool record_routing = false;
+  uint64_t timeline_events = 0;
   // Of a model with a bundle.
   CacheOptions cache;            // bytes: at most what all units take
   uint64_t cache_bytes_min = 0;  // with less nothing works
   uint32_t prefetch = 0;         // SBR_PREFETCH_*, as effective
 };
+
+// How many layers ahead SBR_PREFETCH_* guesses.
+uint32_t layers_ahead(uint32_t prefetch);
 
 // Errors: ARGUMENT, UNSUPPORTED; both name the option. cache.bytes may be below cache_bytes_min.
 SessionSettings choose_settings(const Model& model, const sbr_session_options& options);

@@ -3,16 +3,19 @@
 //   cache=600        MiB of units            threads=2     tokens=64 (timed, after as many to warm up)
 //   routing=uniform  or router: the model's  sparse=1      rounds=3
 //   policy=0 io=0 direct=0 prefetch=0 verify=0 io_threads=0 (the numbers of sbr.h)
+//   prefetch=10,20,40: a session of each, in turns within every round
 //
 // Makes the bundle if it is not there. Each round measures storage (direct reads of one unit each, 4 at a time), the
 // model in memory, and the cache, so that the three are of the same minute; the last number is how much of min(compute
-// rate, storage rate / bytes read per token) decode reaches.
+// rate, storage rate / bytes read per token) decode reaches. Medians of a setting's tokens over all rounds are at the
+// end: on a machine that others use they say more than rates.
 #include <sys/stat.h>
 
 #include <algorithm>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <memory>
 #include <string>
 #include <vector>
 
@@ -26,7 +29,8 @@ namespace {
 
 struct Settings {
   uint32_t cache = 600, threads = 2, tokens = 64, sparse = 1, rounds = 3;
-  uint32_t policy = 0, io = 0, direct = 0, prefetch = 0, verify = 0, io_threads = 0;
+  uint32_t policy = 0, io = 0, direct = 0, verify = 0, io_threads = 0;
+  std::vector<uint32_t> prefetch = {0};
   bool uniform = true;
 };
 
@@ -67,21 +71,57 @@ double storage_rate(const std::string& path, uint64_t unit_bytes) {
   return static_cast<double>(result.bytes) / static_cast<double>(result.ns);
 }
 
-double tokens_per_second(sbr::Session& session, const std::vector<int32_t>& tokens, const Settings& s) {
+// Appends each token's milliseconds.
+double tokens_per_second(sbr::Session& session, const std::vector<int32_t>& tokens, const Settings& s,
+                         std::vector<double>* ms) {
+  std::vector<sbr_interval> times(s.tokens);
   session.rewind(0);
   session.reset_counters();
-  session.decode(tokens.data(), s.tokens, nullptr, nullptr);
+  session.decode(tokens.data(), s.tokens, times.data(), nullptr);
+  for (const sbr_interval& time : times) ms->push_back(static_cast<double>(time.end_ns - time.begin_ns) * 1e-6);
   const sbr_counters c = session.counters();
   return static_cast<double>(c.tokens) / static_cast<double>(c.ns_total) * 1e9;
 }
 
-void print(const char* what, const sbr::Session& session) {
+double median(std::vector<double> values) {
+  std::sort(values.begin(), values.end());
+  return values[values.size() / 2];
+}
+
+// A session of one setting.
+struct Contender {
+  uint32_t prefetch;
+  std::unique_ptr<sbr::Session> session;
+  std::vector<double> ms, wait_ms, busy_gb_s;  // by token; by round
+};
+
+void print_phases(const sbr::Session& session) {
   const sbr_counters c = session.counters();
   const double ms = 1e-6 / static_cast<double>(c.tokens);
-  std::printf("  %-9s ms/token: total %.2f attention %.2f router %.2f ffn %.2f lm_head %.2f barrier %.2f\n", what,
+  std::printf("    ms/token: total %.2f attention %.2f router %.2f ffn %.2f lm_head %.2f barrier %.2f\n",
               static_cast<double>(c.ns_total) * ms, static_cast<double>(c.ns_attention) * ms,
               static_cast<double>(c.ns_router) * ms, static_cast<double>(c.ns_ffn) * ms,
               static_cast<double>(c.ns_lm_head) * ms, static_cast<double>(c.ns_barrier) * ms);
+}
+
+double share(uint64_t part, uint64_t all) {
+  return all == 0 ? 0 : static_cast<double>(part) / static_cast<double>(all);
+}
+
+void print_cached(Contender* contender, double speed, double compute, double storage, const Settings& s) {
+  const sbr_cache_counters c = contender->session->cache_counters();
+  const double n = s.tokens, read = static_cast<double>(c.bytes_read) / n;
+  const double total = static_cast<double>(contender->session->counters().ns_total);
+  const double device = share(c.bytes_read, c.ns_io_busy);
+  contender->wait_ms.push_back(static_cast<double>(c.ns_wait) * 1e-6 / n);
+  contender->busy_gb_s.push_back(device);
+  std::printf(
+      "  prefetch %u: %.2f tokens/s | hits %.3f read %.1f MB/token | io busy %.3f (%.2f GB/s then) wait %.3f "
+      "late %.1f/token | guesses %.2f/token, used %.3f, cancelled %.3f, predicted right %.3f | %.1f %% of min\n",
+      contender->prefetch, speed, share(c.hits, c.requests), read * 1e-6, static_cast<double>(c.ns_io_busy) / total,
+      device, static_cast<double>(c.ns_wait) / total, static_cast<double>(c.late) / n,
+      static_cast<double>(c.guesses) / n, share(c.guesses_used, c.guesses), share(c.guesses_cancelled, c.guesses),
+      share(c.predicted_right, c.predicted), 100 * speed / std::min(compute, storage * 1e9 / read));
 }
 
 void run(const std::string& path, const std::string& bundle, const Settings& s) {
@@ -113,45 +153,46 @@ void run(const std::string& path, const std::string& bundle, const Settings& s) 
   options.io = s.io;
   options.io_direct = s.direct;
   options.io_threads = s.io_threads;
-  options.prefetch = s.prefetch;
   options.verify = s.verify;
-  sbr::Session cached(model, options);
-  const sbr_session_info info = cached.info();
-  std::printf("cache %u units of %.2f MB (of %u), policy %u, io %u, direct %u, prefetch %u\n", info.cache_units,
-              static_cast<double>(unit) * 1e-6, model.bundle()->n_units(), info.cache_policy, info.io, info.io_direct,
-              info.prefetch);
+  std::vector<Contender> contenders;
+  for (uint32_t prefetch : s.prefetch) {
+    options.prefetch = prefetch;
+    contenders.push_back({prefetch, std::make_unique<sbr::Session>(model, options), {}, {}, {}});
+  }
+  const sbr_session_info info = contenders.front().session->info();
+  std::printf("cache %u units of %.2f MB (of %u), policy %u, io %u, direct %u\n", info.cache_units,
+              static_cast<double>(unit) * 1e-6, model.bundle()->n_units(), info.cache_policy, info.io, info.io_direct);
   const std::vector<int32_t> tokens = token_stream(s.tokens, config.n_vocab);
   // Longer than a round, so that rounds differ.
   const std::vector<uint16_t> routing = uniform_routing(config, s.tokens * (s.rounds + 1));
   const size_t per_token = size_t{config.n_layer} * config.n_expert_used;
+  const auto measure = [&](sbr::Session& session, uint32_t round, std::vector<double>* ms) {
+    if (s.uniform) session.replay_routing(routing.data() + round * s.tokens * per_token, s.tokens);
+    return tokens_per_second(session, tokens, s, ms);
+  };
+  std::vector<double> resident_ms, warming;
   for (uint32_t r = 0; r <= s.rounds; ++r) {
-    for (sbr::Session* each : {&resident, &cached}) {
-      if (s.uniform) each->replay_routing(routing.data() + r * s.tokens * per_token, s.tokens);
+    const bool counts = r != 0;  // the first one warms up
+    const double compute = measure(resident, r, counts ? &resident_ms : &warming);
+    if (counts) {
+      std::printf("in memory %.2f tokens/s\n", compute);
+      print_phases(resident);
     }
-    const double compute = tokens_per_second(resident, tokens, s);
-    const double before = storage_rate(bundle, unit);
-    const double speed = tokens_per_second(cached, tokens, s);
-    const sbr_cache_counters c = cached.cache_counters();
-    if (r == 0) continue;  // warms up
-    const double storage = (before + storage_rate(bundle, unit)) / 2;
-    const double n = s.tokens, read = static_cast<double>(c.bytes_read) / n;
-    const double total = static_cast<double>(cached.counters().ns_total);
-    const double bound = std::min(compute, storage * 1e9 / read);
-    std::printf(
-        "%.2f tokens/s | hits %.3f read %.1f MB/token | io busy %.3f (%.2f GB/s then) wait %.3f | guesses %.2f/token, "
-        "used "
-        "%.3f, predicted right %.3f | compute %.2f tokens/s, storage %.2f GB/s: %.1f %% of min\n",
-        speed, static_cast<double>(c.hits) / static_cast<double>(c.requests), read * 1e-6,
-        static_cast<double>(c.ns_io_busy) / total,
-        c.ns_io_busy == 0 ? 0.0 : static_cast<double>(c.bytes_read) / static_cast<double>(c.ns_io_busy),
-        static_cast<double>(c.ns_wait) / total, static_cast<double>(c.guesses) / n,
-        c.guesses == 0 ? 0.0 : static_cast<double>(c.guesses_used) / static_cast<double>(c.guesses),
-        c.predicted == 0 ? 0.0 : static_cast<double>(c.predicted_right) / static_cast<double>(c.predicted), compute,
-        storage, 100 * speed / bound);
-    print("resident", resident);
-    print("cached", cached);
+    double before = storage_rate(bundle, unit);
+    for (Contender& each : contenders) {
+      const double speed = measure(*each.session, r, counts ? &each.ms : &warming);
+      if (!counts) continue;
+      const double after = storage_rate(bundle, unit);
+      print_cached(&each, speed, compute, (before + after) / 2, s);
+      print_phases(*each.session);
+      before = after;
+    }
     std::fflush(stdout);
   }
+  std::printf("median ms/token: in memory %.2f\n", median(resident_ms));
+  for (const Contender& each : contenders)
+    std::printf("  prefetch %u: %.2f, waiting %.2f, device %.2f GB/s while busy\n", each.prefetch, median(each.ms),
+                median(each.wait_ms), median(each.busy_gb_s));
 }
 
 void set(Settings* s, const std::string& option) {
@@ -160,12 +201,19 @@ void set(Settings* s, const std::string& option) {
   const struct {
     const char* name;
     uint32_t* number;
-  } numbers[] = {{"cache", &s->cache},   {"threads", &s->threads},      {"tokens", &s->tokens},
-                 {"sparse", &s->sparse}, {"rounds", &s->rounds},        {"policy", &s->policy},
-                 {"io", &s->io},         {"direct", &s->direct},        {"prefetch", &s->prefetch},
+  } numbers[] = {{"cache", &s->cache},   {"threads", &s->threads},      {"tokens", &s->tokens}, {"sparse", &s->sparse},
+                 {"rounds", &s->rounds}, {"policy", &s->policy},        {"io", &s->io},         {"direct", &s->direct},
                  {"verify", &s->verify}, {"io_threads", &s->io_threads}};
   if (name == "routing") {
     s->uniform = value == "uniform";
+    return;
+  }
+  if (name == "prefetch") {
+    s->prefetch.clear();
+    for (size_t from = 0; from < value.size(); from = value.find(',', from) + 1) {
+      s->prefetch.push_back(static_cast<uint32_t>(std::atoi(value.c_str() + from)));
+      if (value.find(',', from) == std::string::npos) break;
+    }
     return;
   }
   for (const auto& known : numbers) {

@@ -190,6 +190,18 @@ void test_guesses_in_line(const Fixture& fixture) {
   EXPECT((order == std::vector<uint64_t>{0, 10, 8, 6}));
 }
 
+// One guess turns out wrong, the others stand.
+void test_one_wrong_guess(const Fixture& fixture) {
+  UnitCache cache(fixture.source(), fixture.options(16));
+  cache.guess(1);
+  cache.guess(2);
+  while (cache.counters().loads < 2) std::this_thread::yield();
+  for (const uint32_t unit : {1u, 1u, 3u}) cache.drop_guess(unit);  // 3 was never one
+  for (uint32_t unit = 6; unit < 6 + 15; ++unit) EXPECT(shows(cache.acquire(unit), unit));
+  EXPECT(!cache.has(1) && shows(cache.acquire(2), 2));
+  EXPECT(cache.counters().guesses_used == 1 && cache.counters().evictions == 1);
+}
+
 // Guesses take a quarter of the slots at most, and what is acquired does not wait for theirs where one can be
 // cancelled.
 void test_guesses_make_room(const Fixture& fixture) {
@@ -239,6 +251,25 @@ void test_read_error(const Fixture& fixture) {
   other.guess(15);
   while (failures > 0) std::this_thread::yield();
   EXPECT(other.failure().empty());
+}
+
+// Somebody acquires a guess while its read fails: it is read once more, and only a second failure is one.
+void test_guess_fails_while_needed(const Fixture& fixture) {
+  for (const int fails : {1, 2}) {
+    std::atomic<int> failures{fails};
+    Door door;
+    Tamper tamper([&](uint64_t offset, uint64_t, uint8_t*, int64_t result) -> int64_t {
+      door.pass();
+      return offset == Fixture::offset(15) && failures-- > 0 ? -EIO : result;
+    });
+    UnitCache cache(fixture.source(), fixture.options(8, &tamper));
+    cache.guess(15);
+    door.await_arrivals(1);
+    const UnitCache::Pin pin = cache.acquire(15);
+    door.open();
+    const bool read = fails == 1;
+    EXPECT(pin.wait() == read && cache.failure().empty() == read && cache.counters().loads == (read ? 1 : 0));
+  }
 }
 
 // A flipped bit, wherever it is, is told before anybody computes with it, and every time it is read again.
@@ -400,7 +431,9 @@ int main() {
     test_single_flight(fixture);
     test_guesses(fixture);
     test_guesses_in_line(fixture);
+    test_one_wrong_guess(fixture);
     test_guesses_make_room(fixture);
+    test_guess_fails_while_needed(fixture);
     test_read_error(fixture);
     test_damage(fixture);
     test_cut_short(kind);

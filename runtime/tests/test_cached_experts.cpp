@@ -32,6 +32,8 @@ void test_equalities(const char* name, const sbr_synth_spec& spec, bool sparse) 
   const std::vector<uint32_t> kinds = readers(model);
   const uint32_t policies[] = {SBR_CACHE_LRU, SBR_CACHE_LFU, SBR_CACHE_REUSE, SBR_CACHE_AUTO};
   const uint32_t verify[] = {SBR_VERIFY_FIRST, SBR_VERIFY_EVERY, SBR_VERIFY_NEVER};
+  const uint32_t ahead[] = {SBR_PREFETCH_NEXT_4_LAYERS, SBR_PREFETCH_EXACT, SBR_PREFETCH_NEXT_LAYER,
+                            SBR_PREFETCH_NEXT_2_LAYERS};
   const uint64_t all = model.n_units();
   // Every setting meets many others, if not all.
   uint32_t turn = 0;
@@ -49,7 +51,7 @@ void test_equalities(const char* name, const sbr_synth_spec& spec, bool sparse) 
         options.cache_policy = policies[turn % 4];
         options.io = kinds[turn / 2 % kinds.size()];
         options.io_threads = turn % 5;
-        options.prefetch = turn % 3 == 0 ? SBR_PREFETCH_NEXT_LAYER : SBR_PREFETCH_EXACT;
+        options.prefetch = ahead[turn / 2 % 4];
         options.verify = verify[turn % 3];
         ++turn;
         expect_same(name, options, units, prefill_all(model.get(), options, tokens), expected);
@@ -147,21 +149,24 @@ void test_hits_come_first() {
 }
 
 void test_guesses() {
-  for (bool after_attention : {false, true}) {
+  uint32_t turn = 0;
+  for (const uint32_t prefetch :
+       {SBR_PREFETCH_NEXT_LAYER, SBR_PREFETCH_NEXT_2_LAYERS, SBR_PREFETCH_NEXT_4_LAYERS, SBR_PREFETCH_NEXT_4_LAYERS}) {
+    const bool after_attention = turn++ % 2 != 0;
     sbr_synth_spec spec = after_attention ? tiny_qwen3moe(SBR_TYPE_Q4_0) : tiny_smallthinker(SBR_TYPE_Q4_0, true);
     spec.n_layer = 5;
     const Bundled model(spec);
     const std::vector<int32_t> tokens = token_stream(40);
     sbr_session_options options = cached_options(model, model.n_units() / 2);
-    options.prefetch = SBR_PREFETCH_NEXT_LAYER;
+    options.prefetch = prefetch;
     sbr::Session session(model.get(), options);
-    EXPECT(session.info().prefetch == SBR_PREFETCH_NEXT_LAYER);
+    EXPECT(session.info().prefetch == prefetch);
     decode_all(session, tokens);
     const sbr_cache_counters c = session.cache_counters();
     EXPECT(c.predicted == tokens.size() * 4 * spec.n_expert_used);
     // A layer changes the stream, but its direction only so much: better than chance.
     EXPECT(c.predicted_right * spec.n_expert > c.predicted * spec.n_expert_used && c.predicted_right <= c.predicted);
-    EXPECT(c.guesses > 0 && c.guesses <= c.predicted);
+    EXPECT(c.guesses > 0 && c.guesses <= c.predicted * sbr::layers_ahead(prefetch));
     EXPECT(c.guesses_used + c.guesses_cancelled <= c.guesses);
 
     // A forced routing is none of the routers' business, and batches are not guessed for.

@@ -123,6 +123,9 @@ static void test_synth_and_describe(void) {
   memset(spec.name, 'x', sizeof spec.name);
   REFUSED(sbr_synth_size(&spec, &bytes, &error), SBR_ERR_ARGUMENT, "spec->name");
   spec = tiny_spec();
+  spec.reserved = 1;
+  REFUSED(sbr_synth_size(&spec, &bytes, &error), SBR_ERR_ARGUMENT, "spec->reserved");
+  spec.reserved = 0;
   ACCEPTED(sbr_synth_write(&spec, path, NULL, NULL, &error));
 
   REFUSED(sbr_gguf_describe(NULL, 3, &json, &error), SBR_ERR_ARGUMENT, "path");
@@ -147,6 +150,9 @@ static void test_model(sbr_model** model) {
   options.load_mode = 9;
   REFUSED(sbr_model_load(path, &options, model, &error), SBR_ERR_ARGUMENT, "load_mode");
   options.load_mode = SBR_LOAD_MMAP;
+  options.reserved = 5;
+  REFUSED(sbr_model_load(path, &options, model, &error), SBR_ERR_ARGUMENT, "options->reserved is 5");
+  options.reserved = 0;
   options.struct_size = 3;
   REFUSED(sbr_model_load(path, &options, model, &error), SBR_ERR_ARGUMENT, "struct_size");
   EXPECT(*model == NULL);
@@ -205,6 +211,7 @@ static void test_session_options(const sbr_model* model) {
   BAD(kv_type, SBR_TYPE_Q8_0, SBR_ERR_ARGUMENT, "kv_type");
   BAD(lm_head_threshold, NAN, SBR_ERR_ARGUMENT, "lm_head_threshold");
   BAD(lm_head_skipped, 2, SBR_ERR_ARGUMENT, "lm_head_skipped");
+  BAD(reserved, 1, SBR_ERR_ARGUMENT, "options->reserved");
   o = good;
   o.cpus = cpus;
   o.n_cpus = 1;
@@ -313,6 +320,9 @@ static void test_probes(void) {
   REFUSED(sbr_probe_read(&options, &result, &error), SBR_ERR_ARGUMENT, "out");
   result.struct_size = sizeof result;
   REFUSED(sbr_probe_read(NULL, &result, &error), SBR_ERR_ARGUMENT, "options");
+  options.reserved = 1;
+  REFUSED(sbr_probe_read(&options, &result, &error), SBR_ERR_ARGUMENT, "options->reserved");
+  options.reserved = 0;
   REFUSED(sbr_probe_storage(NULL, &options, &result, &error), SBR_ERR_ARGUMENT, "path");
 }
 

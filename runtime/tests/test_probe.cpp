@@ -1,12 +1,17 @@
 // The probes measure something, in the time they were given, and refuse what they cannot measure. How fast a machine
 // is cannot be tested here.
+#include <sys/mman.h>
 #include <unistd.h>
 
+#include <chrono>
 #include <cstdio>
 #include <functional>
 #include <string>
+#include <thread>
+#include <vector>
 
 #include "base/error.h"
+#include "bundled_models.h"
 #include "expect.h"
 #include "io/file.h"
 #include "probe/probe.h"
@@ -81,6 +86,84 @@ void test_storage() {
   EXPECT(contains(refusal([&] { sbr::probe_storage("/", options(1, 512)); }, SBR_ERR_IO), "/: "));
 }
 
+sbr_probe_options reads(uint32_t unit_bytes, uint32_t io, uint32_t at_a_time = 0) {
+  sbr_probe_options o = options(at_a_time, unit_bytes);
+  o.direct = 1;
+  o.io = io;
+  return o;
+}
+
+void expect_units(const sbr_probe_result& result, uint64_t unit_bytes) {
+  EXPECT(result.struct_size == sizeof result);
+  EXPECT(result.row_bytes == unit_bytes && result.bytes > 0 && result.ns > 0);
+  EXPECT(result.io == SBR_IO_PREAD || result.io == SBR_IO_URING);
+  EXPECT(result.io_direct == SBR_DIRECT_ON || result.io_direct == SBR_DIRECT_OFF);
+}
+
+size_t cached_pages(const std::string& path) {
+  const sbr::MappedFile file = sbr::MappedFile::open(path);
+  const size_t pages = static_cast<size_t>(file.size()) / sbr::page_size();
+  std::vector<unsigned char> there(pages);
+  EXPECT(mincore(const_cast<uint8_t*>(file.data()), file.size(), there.data()) == 0);
+  size_t n = 0;
+  for (const unsigned char page : there) n += page & 1u;
+  return n;
+}
+
+void test_reads() {
+  const std::string path = "test_probe-reads-" + std::to_string(getpid()) + ".tmp";
+  {
+    // More than one part of a unit, and more than one unit.
+    sbr::OutputFile file(path, 36u << 20);
+    const std::vector<uint8_t> some(1 << 20, 7);
+    for (uint64_t at = 0; at < 36u << 20; at += some.size()) file.write_at(at, some.data(), some.size());
+    file.commit();
+    file.drop_cached();
+  }
+  for (const uint32_t unit : {4096u, 65536u, 12u << 20}) {
+    for (const uint32_t io : {SBR_IO_AUTO, SBR_IO_PREAD}) {
+      expect_units(sbr::probe_reads(path, reads(unit, io)), unit);
+      expect_units(sbr::probe_reads(path, reads(unit, io, 1)), unit);
+    }
+  }
+  EXPECT(sbr::probe_reads(path, reads(65536, SBR_IO_PREAD)).io == SBR_IO_PREAD);
+
+  // Through the page cache, which holds nothing of it before and after: some file systems (tmpfs) cannot help it.
+  sbr_probe_options through = reads(65536, SBR_IO_PREAD);
+  through.direct = 0;
+  const bool droppable = cached_pages(path) == 0;
+  EXPECT(sbr::probe_reads(path, through).io_direct == SBR_DIRECT_OFF);
+  if (droppable) EXPECT(cached_pages(path) == 0);
+
+  EXPECT(contains(refusal([&] { sbr::probe_reads(path, reads(1000, 0)); }, SBR_ERR_ARGUMENT), "a multiple of 4096"));
+  EXPECT(contains(refusal([&] { sbr::probe_reads(path, reads(4096, 0, 65)); }, SBR_ERR_ARGUMENT), "0 to 64"));
+  EXPECT(contains(refusal([&] { sbr::probe_reads(path, reads(4096, 7)); }, SBR_ERR_ARGUMENT), "SBR_IO_*"));
+  EXPECT(contains(refusal([&] { sbr::probe_reads(path, reads(64u << 20, 0)); }, SBR_ERR_IO), "too few for one read"));
+  EXPECT(contains(refusal([&] { sbr::probe_reads(path, reads(0, 0)); }, SBR_ERR_FORMAT), "bundle"));
+  std::remove(path.c_str());
+  EXPECT(contains(refusal([&] { sbr::probe_reads(path, reads(4096, 0)); }, SBR_ERR_IO), "cannot be opened"));
+}
+
+// A bundle whose end is cut off while it is read: an error, not a wait.
+void test_units() {
+  const sbr_test::Bundled model(sbr_test::tiny_smallthinker(SBR_TYPE_Q4_0, true));
+  const uint64_t unit = model.unit_bytes();
+  expect_units(sbr::probe_reads(model.bundle(), reads(0, SBR_IO_AUTO)), unit);
+  const std::string path = model.bundle() + ".short";
+  {
+    sbr::OutputFile(path, 8 << 20).commit();
+  }
+  sbr_probe_options slow = reads(65536, SBR_IO_PREAD);
+  slow.duration_ns = 5000000000;
+  std::thread cut([&] {
+    std::this_thread::sleep_for(std::chrono::milliseconds(100));
+    EXPECT(truncate(path.c_str(), 65536) == 0);
+  });
+  EXPECT(contains(refusal([&] { sbr::probe_reads(path, slow); }, SBR_ERR_IO), "cannot be read"));
+  cut.join();
+  std::remove(path.c_str());
+}
+
 void test_refusals() {
   sbr_probe_options o = options(1, 0);
   o.duration_ns = 0;
@@ -98,6 +181,8 @@ void test_refusals() {
 int main() {
   test_memory();
   test_storage();
+  test_reads();
+  test_units();
   test_refusals();
   return sbr_test::finish("test_probe");
 }

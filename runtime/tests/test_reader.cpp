@@ -18,6 +18,7 @@
 
 namespace {
 
+using sbr::kIdlePieces;
 using sbr::kPieceBytes;
 using sbr::kReadAlignment;
 using sbr::Pages;
@@ -189,6 +190,42 @@ void test_order(const PatternFile& file, Mode mode) {
   for (const auto& t : told) EXPECT(t.error == 0 && holds(to.data() + t.tag * 4096, t.tag * 4096, 4096));
 }
 
+// Idle reads take no more than kIdlePieces of the kernel's attention, and none from those behind them that are urgent,
+// or have become so.
+void test_idle(const PatternFile& file, Mode mode) {
+  Door door;
+  Tamper tamper([&](uint64_t, uint64_t, uint8_t*, int64_t result) {
+    door.pass();
+    return result;
+  });
+  Listener listener;
+  const auto reader = Reader::open(file.path(), options_for(mode.kind, mode.direct, &tamper, 8), &listener);
+  constexpr uint32_t kReads = 12;
+  Pages to(uint64_t{kReads} * 4096, false);
+  const auto submit = [&](uint64_t tag, bool urgent) {
+    reader->submit({tag, tag * 4096, 4096, to.data() + tag * 4096, urgent, !urgent});
+  };
+  const auto arrive = [&](uint32_t n) { door.await_arrivals(mode.kind == SBR_IO_PREAD ? n : 1); };
+  for (uint32_t tag = 0; tag + 1 < kReads; ++tag) submit(tag, false);
+  arrive(kIdlePieces);
+  reader->promote(kIdlePieces + 2);
+  arrive(kIdlePieces + 1);
+  EXPECT(!reader->cancel(kIdlePieces + 2));  // has begun at once
+  submit(kReads - 1, true);
+  arrive(kIdlePieces + 2);
+  for (uint32_t tag = 0; tag < kReads; ++tag) {
+    const bool begun = tag < kIdlePieces || tag == kIdlePieces + 2 || tag == kReads - 1;
+    if (begun || tag % 2 == 0) EXPECT(reader->cancel(tag) == !begun);
+  }
+  door.open();
+  uint32_t left = 0;
+  for (uint32_t tag = 0; tag < kReads; ++tag)
+    left += tag < kIdlePieces || tag == kIdlePieces + 2 || tag == kReads - 1 || tag % 2 != 0;
+  const auto told = listener.first(left);
+  EXPECT(told.size() == left);
+  for (const auto& t : told) EXPECT(t.error == 0 && holds(to.data() + t.tag * 4096, t.tag * 4096, 4096));
+}
+
 // The end of a reader: what the kernel has is waited for, the rest is dropped, and nobody is told afterwards.
 void test_destruction(const PatternFile& file, Mode mode) {
   for (uint32_t round = 0; round < 20; ++round) {
@@ -314,6 +351,7 @@ int main() {
       test_errors(file, mode);
       test_end_of_file(mode);
       test_order(file, mode);
+      test_idle(file, mode);
       test_destruction(file, mode);
       test_submitting_thread_ends(file, mode);
       test_many(file, mode);

@@ -1,16 +1,21 @@
-"""What the memory gives right before and right after a job: one probe, as a child of its own.
+"""What memory and storage give right before and right after a job: one probe, as a child of its own.
 
 Memory bandwidth of a shared machine moves by a factor within minutes, so a speed means something only beside
 the bandwidth of its own minute. A probe runs in a process apart from the measuring one, so that its buffer is
 never in the job's peak memory, with the job's threads and CPUs. It reports raw bytes and ns; what counts as
 disturbed is decided when records are read (stbench/disturbance.py).
+
+Storage is probed beside jobs with a cache of units or a memory limit, by the very readers that the runtime
+reads units with and with as many reads at a time as these ever have (``sbr_probe_reads``). A probe with fewer
+is no yardstick: runs reached 105 to 170 % of what 4 readers with one unit each gave.
 """
 
-from dataclasses import dataclass
+import os
+from dataclasses import dataclass, replace
 from typing import Dict, Optional
 
 from . import fake, probe, sbr
-from .wire import Bandwidth, Bracket, JobSpec
+from .wire import Bandwidth, Bracket, JobSpec, Settings
 
 # The working set: four times the last-level cache, which leaves a stream at most a few per cent of hits, but
 # 64 MiB at least, since not every cache can be seen from inside a virtual machine, and 256 MiB at most, since
@@ -23,8 +28,28 @@ MAX_BUFFER_BYTES = 256 << 20
 MEMORY_SHARE = 8
 # The gathers take this part of a probe's time on top; they are wanted for a limit, not for a verdict.
 GATHER_SHARE = 0.5
-# A probe that hangs ends this long after its time, seconds: making the buffer takes part of it.
+# Storage takes this part of a probe's time: 150 ms each for io_uring and pread where memory takes 200 ms. At
+# 1.5 GB/s that is a hundred experts of SmallThinker 4B.
+STORAGE_SHARE = 1.5
+# Of that, on top, units one by one: what the first miss of a layer costs, for predictions.
+ONE_SHARE = 0.5
+# Read at a time from a model file that no bundle stands beside.
+FILE_UNIT_BYTES = 1 << 20
+# A probe that hangs ends this long after its time, seconds: making the buffer takes part of it, and reads
+# that are under way when the time is up.
 PATIENCE_S = 10.0
+
+
+@dataclass(frozen=True)
+class StorageProbe:
+    """One measurement of storage; ``problem`` in place of it where it could not be made."""
+
+    read: Optional[Bandwidth] = None
+    one: Optional[Bandwidth] = None
+    unit_bytes: int = 0
+    io: str = ""
+    direct: Optional[bool] = None
+    problem: str = ""
 
 
 @dataclass(frozen=True)
@@ -36,13 +61,26 @@ class Probe:
     read: Bandwidth
     gather: Optional[Bandwidth] = None
     row_bytes: int = 0
+    storage: Optional[StorageProbe] = None
+
+
+def uses_storage(settings: Settings) -> bool:
+    """Whether storage is probed beside a job."""
+    return bool(settings.cache) or settings.memory_limit_bytes > 0
+
+
+def timeout_s(job: JobSpec) -> float:
+    """The longest that one side of a bracket may take, seconds."""
+    share = 2.0 + (STORAGE_SHARE * (1 + ONE_SHARE) if uses_storage(job.settings) else 0.0)
+    return PATIENCE_S + share * job.bracket_ms / 1000
 
 
 def measure(job: JobSpec, after: bool) -> Probe:
     """Probes the memory for a job. Raises NativeError, OSError and ValueError when that cannot be done."""
     if job.engine == "fake":
         made_up = Bandwidth(int(fake.gb_per_s(job, after) * 1e8), 10**8)
-        return Probe(max(job.settings.threads, 1), MIN_BUFFER_BYTES, made_up)
+        stored = _fake_storage(job, after) if uses_storage(job.settings) else None
+        return Probe(max(job.settings.threads, 1), MIN_BUFFER_BYTES, made_up, storage=stored)
     if not job.library:
         raise ValueError("the job names no library to probe with")
     library = sbr.load(job.library)
@@ -56,7 +94,32 @@ def measure(job: JobSpec, after: bool) -> Probe:
     if rows:
         done = sbr.probe_gather(library, threads, size, rows, int(duration_ns * GATHER_SHARE), cpus)
         gathered = Bandwidth(done.bytes, done.ns)
-    return Probe(read.threads, size, Bandwidth(read.bytes, read.ns), gathered, rows)
+    stored = _storage(library, job, int(duration_ns * STORAGE_SHARE)) if uses_storage(job.settings) else None
+    return Probe(read.threads, size, Bandwidth(read.bytes, read.ns), gathered, rows, stored)
+
+
+def _storage(library: sbr.Library, job: JobSpec, duration_ns: int) -> StorageProbe:
+    """Always past the page cache where that is possible, whatever the job asks for: what comes from the page
+    cache is no storage."""
+    settings = job.settings
+    try:
+        if settings.cache:
+            path, unit = settings.bundle, 0
+        else:
+            path = job.model.path
+            unit = min(FILE_UNIT_BYTES, os.path.getsize(path) // 4096 * 4096) or 4096
+        done = sbr.probe_reads(library, path, duration_ns, unit, settings.io)
+        one = sbr.probe_reads(library, path, int(duration_ns * ONE_SHARE), unit, done.io, 1)
+    except (sbr.NativeError, OSError) as error:
+        return StorageProbe(problem=str(error))
+    read, alone = Bandwidth(done.bytes, done.ns), Bandwidth(one.bytes, one.ns)
+    return StorageProbe(read, alone, done.unit_bytes, done.io, done.direct)
+
+
+def _fake_storage(job: JobSpec, after: bool) -> StorageProbe:
+    rate = fake.storage_gb_per_s(job, after)
+    read, one = Bandwidth(int(rate * 1e8), 10**8), Bandwidth(int(rate * 1e8), 2 * 10**8)
+    return StorageProbe(read, one, fake.UNIT_BYTES, "pread", True)
 
 
 def last_level_cache(caches: Dict[str, int]) -> int:
@@ -96,8 +159,8 @@ def row_bytes(library: sbr.Library, model_path: str) -> int:
 
 
 def joined(before: Probe, after: Probe) -> Bracket:
-    """What the record keeps."""
-    return Bracket(
+    """What the record keeps; storage only where both sides have it."""
+    made = Bracket(
         threads=before.threads,
         buffer_bytes=before.buffer_bytes,
         read_before=before.read,
@@ -106,3 +169,26 @@ def joined(before: Probe, after: Probe) -> Bracket:
         gather_after=after.gather,
         row_bytes=before.row_bytes,
     )
+    one, other = before.storage, after.storage
+    if one is None or other is None or one.read is None or other.read is None:
+        return made
+    return replace(
+        made,
+        storage_before=one.read,
+        storage_after=other.read,
+        storage_unit_bytes=one.unit_bytes,
+        storage_io=_faster(one, other).io,
+        storage_direct=bool(one.direct and other.direct),
+        storage_one_before=one.one,
+        storage_one_after=other.one,
+    )
+
+
+def _faster(one: StorageProbe, other: StorageProbe) -> StorageProbe:
+    return max((one, other), key=lambda probe: probe.read.bytes / probe.read.ns if probe.read else 0.0)
+
+
+def storage_problem(before: Probe, after: Probe) -> str:
+    """Why there is no storage rate though one was wanted; "" where there is."""
+    problems = [side.storage.problem for side in (before, after) if side.storage is not None]
+    return next((problem for problem in problems if problem), "")

@@ -3,6 +3,7 @@
 from typing import Any, Dict, List, NamedTuple, Optional, Protocol, Sequence, Tuple
 
 from .routing import Routing
+from .sbr import Timeline
 from .wire import (
     CacheCounters,
     CacheUse,
@@ -101,6 +102,11 @@ class Engine(Protocol):
     def routing(self) -> Optional[Routing]:
         """Experts chosen since the last reset of counters; None without tokens or experts. Only where
         settings say to record it."""
+        ...
+
+    def timeline(self) -> Optional[Timeline]:
+        """What was done since the last reset of counters; None: this engine cannot say. Only where settings
+        say to record it."""
         ...
 
     def shift_replay(self, tokens: int) -> None:

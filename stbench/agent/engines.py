@@ -7,7 +7,7 @@ Programs that time themselves (llama-bench, an external command) do not fit
 import os
 from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
 
-from . import affinity, cachesize, replay, sbr
+from . import affinity, cachesize, replay, sbr, static_cache, timelines
 from .engine import CACHE_COUNTER_NAMES, COUNTER_NAMES, Decode, Engine, Prefill
 from .fake import FakeEngine
 from .loading import REPACK, choose_load
@@ -41,6 +41,7 @@ class SbrEngine:
         # The size of the cache once it is known, and the trace that is replayed.
         self._chosen: Optional[cachesize.Chosen] = None
         self._replayed: Optional[Routing] = None
+        self._used = static_cache.Usage()
 
     def build_info(self) -> Dict[str, Any]:
         """See :class:`stbench.agent.engine.Engine`."""
@@ -108,6 +109,7 @@ class SbrEngine:
             "sparse_lm_head": settings.sparse_lm_head,
             "lm_head_threshold": settings.lm_head_threshold,
             "record_routing": bool(settings.record_routing) and model.info.n_expert > 0,
+            "timeline_events": timelines.EVENTS if settings.timeline else 0,
         }
         if settings.cache:
             options.update(
@@ -208,7 +210,10 @@ class SbrEngine:
 
     def reset_counters(self) -> None:
         """See :class:`stbench.agent.engine.Engine`."""
-        self._opened()[1].reset_counters()
+        model, session = self._opened()
+        if self._settings.cache and model.info.n_expert:
+            self._used.reset(session)
+        session.reset_counters()
 
     def counters(self) -> Tuple[PhaseCounters, List[Tuple[int, int]]]:
         """See :class:`stbench.agent.engine.Engine`."""
@@ -244,6 +249,7 @@ class SbrEngine:
             prefill=prefill,
             decode=decode,
             chosen=self._chosen.why if self._chosen is not None else "",
+            static_hits=self._used.hits(session, info.cache_units) if model.info.n_expert else None,
         )
 
     def account(self, n_tokens: int) -> MemoryAccount:
@@ -264,6 +270,10 @@ class SbrEngine:
         """See :class:`stbench.agent.engine.Engine`."""
         model, session = self._opened()
         return replay.recorded(session, model.info, self._digest) if model.info.n_expert else None
+
+    def timeline(self) -> Optional[sbr.Timeline]:
+        """See :class:`stbench.agent.engine.Engine`."""
+        return self._opened()[1].timeline()
 
     def shift_replay(self, tokens: int) -> None:
         """See :class:`stbench.agent.engine.Engine`."""

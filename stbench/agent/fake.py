@@ -16,6 +16,8 @@ It reads options from the model's name, ``fake:crash`` or ``fake:load=0.1,step=2
 ``wrong``          computes other logits than its own scalar reference
 ``noise``          computes logits within the tolerance, not equal to the last bit
 ``disturbed[=N]``  the first N attempts (1) report half the memory bandwidth after the run
+``disk=GB/s``      what storage probes are made up to say (2)
+``slower[=N]``     the first N attempts (1) report half the storage rate after the run
 ``scale=N``        steps are shorter with more threads, up to N, and a tenth longer with each beyond that
 ``slow=CPU``       CPUs with smaller numbers than this take five times as long, and all threads wait for them
 ``absent=CPU``     refuses to run on this CPU
@@ -35,7 +37,7 @@ from typing import Any, Dict, List, Optional, Sequence, Tuple
 from . import cachesize
 from .engine import CACHE_COUNTER_NAMES, COUNTER_NAMES, Decode, Prefill
 from .routing import Routing
-from .sbr import NativeError, _abi
+from .sbr import NativeError, Timeline, _abi
 from .wire import (
     CacheCounters,
     CacheUse,
@@ -50,9 +52,11 @@ from .wire import (
 
 # What a quiet machine's brackets are made up to say, GB/s.
 _QUIET_GB_PER_S = 20.0
+_DISK_GB_PER_S = 2.0
 
 # A made-up bundle: 2 layers of 32 experts, 4 of which a token uses.
-_UNITS, _LAYERS, _USED, _UNIT_BYTES = 64, 2, 4, 65536
+UNIT_BYTES = 65536
+_UNITS, _LAYERS, _USED = 64, 2, 4
 _KV_BYTES, _SCRATCH_BYTES = 64, 4096
 
 
@@ -61,6 +65,15 @@ def gb_per_s(job: JobSpec, after: bool) -> float:
     disturbed = _options(job.model.name).get("disturbed")
     falls = disturbed is not None and job.attempt < int(disturbed or 1)
     return _QUIET_GB_PER_S / 2 if after and falls else _QUIET_GB_PER_S
+
+
+def storage_gb_per_s(job: JobSpec, after: bool) -> float:
+    """The made-up storage rate beside a job."""
+    options = _options(job.model.name)
+    rate = float(options.get("disk") or _DISK_GB_PER_S)
+    slower = options.get("slower")
+    falls = slower is not None and job.attempt < int(slower or 1)
+    return rate / 2 if after and falls else rate
 
 
 def _options(model_name: str) -> Dict[str, str]:
@@ -112,7 +125,7 @@ class FakeEngine:
             raise MemoryError("the fake engine was asked to run out of memory")
         self._n_vocab = int(self._number("vocab", 512))
         if settings.cache:
-            unit = int(self._number("unit", _UNIT_BYTES))
+            unit = int(self._number("unit", UNIT_BYTES))
             needs = cachesize.Needs(
                 settings.n_ctx * _KV_BYTES, _SCRATCH_BYTES, _USED * unit, unit, _UNITS * unit
             )
@@ -254,7 +267,7 @@ class FakeEngine:
         """See :class:`stbench.agent.engine.Engine`. Hits are the share of units that the cache holds."""
         if not self._settings.cache:
             return None
-        unit = int(self._number("unit", _UNIT_BYTES))
+        unit = int(self._number("unit", UNIT_BYTES))
         requests = self._tokens * _LAYERS * _USED
         hits = requests * (self._cache.bytes // unit) // _UNITS
         values = dict.fromkeys(CACHE_COUNTER_NAMES, 0)
@@ -264,7 +277,7 @@ class FakeEngine:
 
     def cache_use(self, prefill: CacheCounters, decode: CacheCounters) -> CacheUse:
         """See :class:`stbench.agent.engine.Engine`."""
-        settings, unit = self._settings, int(self._number("unit", _UNIT_BYTES))
+        settings, unit = self._settings, int(self._number("unit", UNIT_BYTES))
         return CacheUse(
             kind="experts",
             bundle=settings.bundle,
@@ -280,6 +293,7 @@ class FakeEngine:
             prefill=prefill,
             decode=decode,
             chosen=self._cache.why,
+            static_hits=decode.hits + (decode.requests - decode.hits) // 4,
         )
 
     def account(self, n_tokens: int) -> MemoryAccount:
@@ -292,6 +306,10 @@ class FakeEngine:
         """See :class:`stbench.agent.engine.Engine`. The same experts for every token."""
         experts = array("H", list(range(_USED)) * _LAYERS * self._tokens)
         return Routing(_LAYERS, _UNITS // _LAYERS, _USED, experts, "fake") if experts else None
+
+    def timeline(self) -> Optional[Timeline]:
+        """See :class:`stbench.agent.engine.Engine`."""
+        return None
 
     def shift_replay(self, tokens: int) -> None:
         """See :class:`stbench.agent.engine.Engine`. Nothing that it computes depends on experts."""

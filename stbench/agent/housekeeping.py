@@ -1,4 +1,9 @@
-"""What the host's files leave on a device: their digests beside models, and what can go again."""
+"""What the host's files leave on a device: their digests beside models, and what can go again.
+
+Old are, besides earlier agents and libraries: a bundle of a model that is not there any more, or no longer
+with those bytes (nothing finds it again), and traces once no job lies in the spool (a record there
+may name one, and a campaign that goes on may replay one).
+"""
 
 import argparse
 import os
@@ -7,16 +12,24 @@ import stat
 import sys
 import time
 from dataclasses import dataclass, field
-from typing import Iterator, List, Optional, Tuple
+from typing import Iterator, List, Optional, Set, Tuple
 
-from . import model_file, wirejson
+from . import model_file, timelines, wirejson
 from .compiling import leased
+from .routing import SUFFIX
+from .spool import Spool
 from .wiretools import ModelFile
 
 # A .part that nobody wrote to for so long is no upload that goes on, seconds.
 STALE_S = 3600.0
 
 _DEPLOYED = re.compile(r"(agent-[0-9a-f]{16}\.pyz|libsbr-[0-9a-f]{16}\.so)")
+_SIDECAR = model_file.sidecar_path("")
+# As the host names them: by the first digits of their model's digest, and by that or by the job's id.
+_BUNDLE = re.compile(r".+-([0-9a-f]{16})-(?:sparse|dense)\.bundle(?:\.lock)?")
+_TRACE = re.compile(
+    r"[0-9a-f]{8,64}(?:-[0-9]+)?(?:%s|%s)(?:\.part)?" % (re.escape(SUFFIX), re.escape(timelines.SUFFIX))
+)
 
 
 def note_digest(_args: Optional[argparse.Namespace] = None) -> int:
@@ -30,7 +43,9 @@ def note_digest(_args: Optional[argparse.Namespace] = None) -> int:
 @dataclass(frozen=True)
 class CleanRequest:
     """Stdin of ``clean``. ``keep``: names of deployed files that are in use; ``spool``: beside the lease
-    that a running job holds, "" for none; ``models``: remove the models of ``models_dir``, too."""
+    that a running job holds, "" for none; ``models``: remove the models of ``models_dir``, too;
+    ``model_paths``: models that lie elsewhere on the device; ``routing_dir``: where traces and timelines
+    lie, "" for nowhere."""
 
     work_dir: str
     models_dir: str
@@ -38,6 +53,8 @@ class CleanRequest:
     spool: str = ""
     models: bool = False
     dry_run: bool = False
+    model_paths: List[str] = field(default_factory=list)
+    routing_dir: str = ""
 
 
 @dataclass(frozen=True)
@@ -58,8 +75,8 @@ class CleanResult:
 
 
 def clean(request: CleanRequest) -> CleanResult:
-    """Removes old agents and libraries, what was compiled here, stale parts, and models where asked to.
-    Records and whatever else lies there are not looked at."""
+    """Removes old agents and libraries, what was compiled here, stale parts, bundles without a model, traces
+    that nobody waits for, and models where asked to. Records and whatever else lies there are not touched."""
     with leased(request.spool) as busy:
         if busy:
             return CleanResult(busy=busy)
@@ -78,9 +95,24 @@ def _old(request: CleanRequest) -> Iterator[Tuple[str, int]]:
         for name in names:
             path = os.path.join(folder, name)
             yield path, os.lstat(path).st_size
+    digests = _digests(request)
     for path, facts in _files(request.models_dir):
-        if request.models or _is_stale(os.path.basename(path), facts, now):
+        name = os.path.basename(path)
+        bundle = _BUNDLE.fullmatch(name)
+        left_behind = bundle is not None and bundle.group(1) not in digests
+        if request.models or left_behind or _is_stale(name, facts, now):
             yield path, facts.st_size
+    if request.routing_dir and not (request.spool and any(Spool(request.spool).entries())):
+        for path, facts in _files(request.routing_dir):
+            if _TRACE.fullmatch(os.path.basename(path)):
+                yield path, facts.st_size
+
+
+def _digests(request: CleanRequest) -> Set[str]:
+    """How the digests of the models that are there begin."""
+    paths = [path[: -len(_SIDECAR)] for path, _ in _files(request.models_dir) if path.endswith(_SIDECAR)]
+    noted = [model_file.known(os.path.expanduser(path)) for path in [*paths, *request.model_paths]]
+    return {values["sha256"][:16] for values in noted if values is not None}
 
 
 def _files(folder: str) -> Iterator[Tuple[str, os.stat_result]]:

@@ -67,7 +67,7 @@ def boot_id() -> str:
 def lease_s(job: wire.JobSpec, grace_s: float = GRACE_S) -> float:
     """Seconds after which a job is ended, whatever it is doing: its own limit, what the thermal gate and the
     probes beside it may take, and grace."""
-    probes = 2 * (bracket.PATIENCE_S + 2 * job.bracket_ms / 1000) if job.bracket_ms > 0 else 0.0
+    probes = 2 * bracket.timeout_s(job) if job.bracket_ms > 0 else 0.0
     return job.timeout_s + job.cool_down_s + probes + grace_s
 
 

@@ -4,7 +4,8 @@ Runs in a process of its own (:mod:`stbench.agent.supervise`) and reports each p
 crash keeps what was known before. The order of phases:
 
 1. *load*: model and session; every page of weights and KV cache is touched when the settings say so.
-2. *warm-up*: ``warmup_tokens`` prefilled and as many decoded from a stream of their own, then forgotten.
+2. *warm-up*: ``warmup_tokens`` prefilled and as many decoded from a stream of their own, then forgotten; of
+   a warm start round after round, until the cache of units is full.
 3. *depth*: ``n_depth`` tokens, untimed.
 4. *prefill*: the prompt, timed per batch.
 5. *decode*: timed per token. A cache of units is as warm as the tokens before left it: its counters of this
@@ -19,15 +20,31 @@ import os
 import time
 from typing import Any, Dict, List, Optional, Protocol, Tuple
 
-from . import __version__, affinity, engines, model_file, monitor, probe, programs, replay, search, verify
+from . import (
+    __version__,
+    affinity,
+    engines,
+    model_file,
+    monitor,
+    probe,
+    programs,
+    replay,
+    search,
+    timelines,
+    verify,
+)
 from .engine import Decode, Engine, Prefill
 from .routing import Routing
 from .tree import Tree
-from .wire import Counters, JobSpec, Memory, ModelShape, PhaseCounters, Samples, Versions
+from .wire import CacheCounters, Counters, JobSpec, Memory, ModelShape, PhaseCounters, Samples, Versions
 
 # Streams of one seed that share no state.
 _WORKLOAD_STREAM = 0
 _WARMUP_STREAM = 1
+
+# A warm start: rounds of so many tokens prefilled and as many decoded, at most so many. A cache is full when
+# it evicts; one that never has to is as warm as it gets when it misses less than this share.
+_WARM_TOKENS, _WARM_ROUNDS, _WARM_MISSES = 32, 16, 0.01
 
 
 class Report(Protocol):
@@ -107,6 +124,8 @@ class _Run:
         settings = job.settings
         self.settings = verify.reference_settings(settings) if self.is_reference else settings
         self.is_limited = bool(self.settings.memory_limit_bytes or self.settings.cache)
+        self.warmed = 0
+        self.before_turn: Optional[CacheCounters] = None
 
     def run(self) -> None:
         job, engine, report = self.job, self.engine, self.report
@@ -152,18 +171,33 @@ class _Run:
             report.part("check", verify.check(captured, reference))
 
     def _warm_up(self, shape: ModelShape) -> None:
-        count = min(self.job.warmup_tokens, self.settings.n_ctx // 2)
+        count, rounds = self.job.warmup_tokens, 1
+        if self.settings.start == "warm" and self.settings.cache:
+            count, rounds = max(count, _WARM_TOKENS), _WARM_ROUNDS
+        count = min(count, self.settings.n_ctx // 2)
         if count < 1:
             return
         self.report.phase("warm-up")
-        tokens = token_stream(self.job.workload.seed, 2 * count, shape.n_vocab, _WARMUP_STREAM)
-        # What is replayed here is what comes before the run's first token in the trace, so that a cache is
-        # not warmed with the very experts that are timed next.
-        self.engine.shift_replay(2 * count)
-        self.engine.prefill(tokens[:count], True)
-        self.engine.decode(tokens[count:], [], False)
-        self.engine.rewind()
+        tokens = token_stream(self.job.workload.seed, 2 * count * rounds, shape.n_vocab, _WARMUP_STREAM)
+        while tokens and not self._is_warm():
+            turn, tokens = tokens[: 2 * count], tokens[2 * count :]
+            self.warmed += len(turn)
+            self.before_turn = self.engine.cache_counters()
+            # What is replayed here is what comes before the run's first token in the trace, so that a cache
+            # is not warmed with the very experts that are timed next.
+            self.engine.shift_replay(self.warmed)
+            self.engine.prefill(turn[:count], True)
+            self.engine.decode(turn[count:], [], False)
+            self.engine.rewind()
         self.engine.shift_replay(0)
+
+    def _is_warm(self) -> bool:
+        """Whether the last round of the warm-up found the cache full."""
+        now, before = self.engine.cache_counters(), self.before_turn
+        if now is None or before is None:
+            return False
+        missed = (now.requests - now.hits) - (before.requests - before.hits)
+        return now.evictions > before.evictions or missed <= _WARM_MISSES * (now.requests - before.requests)
 
     def _timed(self, shape: ModelShape, prompt: List[int], generated: List[int]) -> verify.Captured:
         engine, report = self.engine, self.report
@@ -207,10 +241,12 @@ class _Run:
                 telemetry = dataclasses.replace(telemetry, other_cpu_s=None, steal_s=None)
             report.part("telemetry", telemetry)
             if prefill_cache is not None and decode_cache is not None:
-                report.part("cache", engine.cache_use(prefill_cache, decode_cache))
+                used = engine.cache_use(prefill_cache, decode_cache)
+                report.part("cache", dataclasses.replace(used, warmup_tokens=self.warmed))
             if self.is_limited:
                 report.part("account", engine.account(self._n_tokens()))
             self._keep_routing(chosen)
+            self._keep_timeline()
         if generated:
             return verify.Captured(steps, shape.n_vocab, decoded.logits, decoded.scores)
         if prompt:
@@ -233,6 +269,16 @@ class _Run:
         kept = replay.kept(path, chosen, "recorded by %s" % self.job.label)
         if kept is not None:
             self.report.part("routing", kept)
+
+    def _keep_timeline(self) -> None:
+        path = self.settings.timeline
+        if not path:
+            return
+        os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
+        threads = self.engine.effective().threads
+        kept = timelines.kept(path, self.engine.timeline(), threads, self.job.label)
+        if kept is not None:
+            self.report.part("profile", kept)
 
     def _memory(self, capture_bytes: int) -> Memory:
         now = _resident()

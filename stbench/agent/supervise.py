@@ -50,6 +50,7 @@ _PARTS: Dict[str, Any] = {
     "cache": wire.CacheUse,
     "account": wire.MemoryAccount,
     "routing": wire.RoutingTrace,
+    "profile": wire.TimelineTrace,
 }
 
 
@@ -131,6 +132,10 @@ def _bracketed(
     if before is None or after is None:
         said = "no bandwidth was probed beside this run, which cannot be judged disturbed or not: " + problem
         return dataclasses.replace(record, warnings=[*record.warnings, said])
+    problem = bracket.storage_problem(before, after)
+    if problem:
+        said = "storage was not probed beside this run, whose share of its bound is not known: " + problem
+        record = dataclasses.replace(record, warnings=[*record.warnings, said])
     return dataclasses.replace(record, bracket=bracket.joined(before, after))
 
 
@@ -167,8 +172,7 @@ def _cool_down(job: JobSpec) -> Tuple[Optional[Gate], str, Outcome]:
 
 def _probe_memory(job: JobSpec, after: bool) -> Tuple[Optional[bracket.Probe], str, Outcome]:
     """One side of a bracket, or None and the reason."""
-    timeout_s = bracket.PATIENCE_S + 2 * job.bracket_ms / 1000
-    return _aside("memory probe", bracket.Probe, lambda: bracket.measure(job, after), timeout_s)
+    return _aside("memory probe", bracket.Probe, lambda: bracket.measure(job, after), bracket.timeout_s(job))
 
 
 def _aside(

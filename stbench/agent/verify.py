@@ -103,7 +103,9 @@ def reference_settings(settings: Settings) -> Settings:
         io=unlimited.io,
         io_direct=unlimited.io_direct,
         prefetch=unlimited.prefetch,
+        start=unlimited.start,
         record_routing="",
+        timeline="",
     )
 
 

@@ -25,6 +25,7 @@ from .wirelimits import CacheUse as CacheUse
 from .wirelimits import LimitProof as LimitProof
 from .wirelimits import MemoryAccount as MemoryAccount
 from .wirelimits import RoutingTrace as RoutingTrace
+from .wirelimits import TimelineTrace as TimelineTrace
 from .wiresearch import Candidate as Candidate
 from .wiresearch import ThreadChoice as ThreadChoice
 from .wiresearch import ThreadSearch as ThreadSearch
@@ -108,8 +109,10 @@ class Settings:
 
     ``memory_limit_bytes`` 0: none. ``cache``: "" (all weights in memory), "auto" (the largest that fits the
     limit), a number of bytes, or a share of all units such as "25%"; units come from ``bundle``, a path on
-    the device. ``routing``: path of a trace whose experts are used in place of the router's choice, and
-    ``routing_digest`` its SHA-256; ``record_routing``: path to write the run's own to."""
+    the device; ``start``: "cold", an empty cache before the warm-up tokens, or "warm": more untimed tokens,
+    until it is full. ``routing``: path of a trace whose experts are used in place of the router's choice, and
+    ``routing_digest`` its SHA-256; ``record_routing``: path to write the run's own to;
+    ``timeline``: path to write what each thread did to (docs/profile.md)."""
 
     threads: int = 0
     cpus: List[int] = field(default_factory=list)
@@ -132,9 +135,11 @@ class Settings:
     io: str = "auto"
     io_direct: str = "auto"
     prefetch: str = "auto"
+    start: str = "cold"
     routing: str = ""
     routing_digest: str = ""
     record_routing: str = ""
+    timeline: str = ""
 
 
 @dataclass(frozen=True)
@@ -417,3 +422,4 @@ class RunRecord:
     cache: Optional[CacheUse] = None
     account: Optional[MemoryAccount] = None
     routing: Optional[RoutingTrace] = None
+    profile: Optional[TimelineTrace] = None

@@ -67,7 +67,10 @@ class CacheUse:
     """A run whose weights did not stay in memory. ``kind`` is "experts" or "layers"; ``bytes`` and ``units``
     are what the cache holds, ``bytes_min`` the least it works with, ``unit_bytes`` what one unit takes and
     ``total_bytes`` all of them; ``policy``, ``io``, ``direct`` and ``prefetch`` are as effective. ``chosen``
-    says how "auto" came to its size."""
+    says how "auto" came to its size. ``static_hits``: of the requests of ``decode``, how many a cache of this
+    size would have met that always holds the experts that this run used most, prompt and warm-up included
+    (None: not known, or no experts). ``warmup_tokens``: untimed ones that were evaluated before the prompt
+    (0: none, or not known)."""
 
     kind: str
     bundle: str
@@ -83,6 +86,8 @@ class CacheUse:
     prefill: CacheCounters
     decode: CacheCounters
     chosen: str = ""
+    static_hits: Optional[int] = None
+    warmup_tokens: int = 0
 
 
 @dataclass(frozen=True)
@@ -108,3 +113,14 @@ class RoutingTrace:
     sha256: str
     n_tokens: int
     warnings: List[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class TimelineTrace:
+    """What each thread of a run did and when, of its decoded tokens (docs/profile.md): ``path`` of the file
+    beside the records, its SHA-256; of the events ``n_lost`` were overwritten by later ones."""
+
+    path: str
+    sha256: str
+    n_events: int
+    n_lost: int

@@ -107,7 +107,11 @@ class Bandwidth:
 @dataclass(frozen=True)
 class Bracket:
     """What the memory gave just before and just after a run, with the run's threads and CPUs: ``read``
-    streams, ``gather`` reads whole rows of ``row_bytes`` in random order (None: not measured)."""
+    streams, ``gather`` reads whole rows of ``row_bytes`` in random order (None: not measured). ``storage``:
+    random units of ``storage_unit_bytes`` of the run's bundle (without one: parts of its model file) by the
+    runtime's own readers, ``storage_io`` being the faster of those that the run may use and
+    ``storage_direct`` past the page cache; ``storage_one``: the same, one unit at a time, by ``storage_io``
+    (None: the run had neither a cache nor a memory limit, or a warning says why not)."""
 
     threads: int
     buffer_bytes: int
@@ -116,3 +120,10 @@ class Bracket:
     gather_before: Optional[Bandwidth] = None
     gather_after: Optional[Bandwidth] = None
     row_bytes: int = 0
+    storage_before: Optional[Bandwidth] = None
+    storage_after: Optional[Bandwidth] = None
+    storage_unit_bytes: int = 0
+    storage_io: str = ""
+    storage_direct: Optional[bool] = None
+    storage_one_before: Optional[Bandwidth] = None
+    storage_one_after: Optional[Bandwidth] = None

@@ -7,10 +7,30 @@ into ``run``, so that ``--help`` stays quick.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
-from typing import TypeAlias
+from collections.abc import Callable, Sequence
+from typing import Any, TypeAlias
 
 Subparsers: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
+
+
+class AddUp(argparse.Action):
+    """Of an option whose value is a list as typed: given again, it adds to what it had. ``separator`` is what
+    stands between the list's items."""
+
+    def __init__(self, *args: Any, separator: str = ",", **keywords: Any) -> None:
+        super().__init__(*args, **keywords)
+        self._separator = separator
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: str | Sequence[Any] | None,
+        option_string: str | None = None,
+    ) -> None:
+        """See :class:`argparse.Action`."""
+        before = getattr(namespace, self.dest, None)
+        setattr(namespace, self.dest, f"{before}{self._separator}{values}" if before else values)
 
 
 def add_command(

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from stbench.commands import AddUp
 from stbench.errors import InventoryError, StbenchError, StoreError, UsageError
 
 if TYPE_CHECKING:
@@ -19,14 +20,15 @@ if TYPE_CHECKING:
     from stbench.prepare import Prepared
     from stbench.sweep import Sweep
 
-# Options whose values go to stbench.sweep as they were typed.
+# Options whose values go to stbench.sweep as they were typed. Lists add up, but those of _SINGLE are none.
+_SINGLE = frozenset(("preset", "isa", "kv_type", "load", "io_direct", "replay_routing", "max_time"))
 _AXES = (
     (
         "--preset",
         "preset",
         "NAME",
-        "published-4b, published-21b, limited-4b, limited-4b-small-context, limited-21b, versus-llama-cpp, "
-        "or quick (without models)",
+        "published-4b, published-21b, limited-4b, limited-4b-small-context, limited-21b, "
+        "cache-sizes-4b, versus-llama-cpp, or quick (without models)",
     ),
     ("--models", "models", "LIST", "names of the catalogue or paths of GGUF files"),
     ("--engines", "engines", "LIST", "sbr, llama-bench, or a program of devices.yaml (sbr)"),
@@ -66,7 +68,13 @@ _AXES = (
     ("--policy", "policy", "LIST", "which of a cache's units make room: lru, lfu, reuse (auto)"),
     ("--io", "io", "LIST", "how a cache reads: pread or io_uring (auto)"),
     ("--io-direct", "io_direct", "on|off", "past the page cache (auto: where the file system can)"),
-    ("--prefetch", "prefetch", "LIST", "what is read early: exact or next-layer (auto)"),
+    ("--prefetch", "prefetch", "LIST", "what is read early: exact, next-layer, next-2 or next-4 (auto)"),
+    (
+        "--start",
+        "start",
+        "LIST",
+        "how a cache begins: cold, or warm: filled by untimed tokens until it is full (cold)",
+    ),
     (
         "--replay-routing",
         "replay_routing",
@@ -81,6 +89,7 @@ _NUMBERS = (
     ("--seed", "seed", int, "seed of the token stream and of the order (0)"),
     ("--n-ctx", "n_ctx", int, "KV cache capacity in tokens"),
     ("-b --batch", "n_batch", int, "most tokens evaluated together in prefill"),
+    ("--warmup", "warmup", int, "untimed tokens of prompt, and as many decoded, before what is timed (4)"),
     ("--lm-head-threshold", "lm_head_threshold", float, "predictor score above which a row is computed (0)"),
     ("--max-failures", "max_failures", int, "stop after this many failed jobs"),
     (
@@ -115,10 +124,15 @@ def add_options(parser: argparse.ArgumentParser, *, file: bool = True) -> None:
         "--library", type=Path, metavar="PATH", help="a libsbr.so other than the installed one"
     )
     axes = parser.add_argument_group(
-        "axes", "comma lists; numbers also as first-last+step or first-last*mult"
+        "axes",
+        "comma lists, which add up where an option is repeated; numbers also as first-last+step or "
+        "first-last*mult",
     )
     for flags, key, metavar, text in _AXES:
-        axes.add_argument(*flags.split(), dest=f"axis_{key}", metavar=metavar, help=text)
+        how: dict[str, Any] = {} if key in _SINGLE else {"action": AddUp}
+        if key == "prompt_gen":
+            how["separator"] = ";"
+        axes.add_argument(*flags.split(), dest=f"axis_{key}", metavar=metavar, help=text, **how)
     for flags, key, kind, text in _NUMBERS:
         axes.add_argument(*flags.split(), dest=f"axis_{key}", type=kind, metavar="N", help=text)
     axes.add_argument(
@@ -176,7 +190,17 @@ def devices_of(args: argparse.Namespace) -> list[Device]:
         devices = [d for d in devices if any(fnmatch.fnmatchcase(d.name, glob) for glob in args.device)]
         if not devices:
             names = ", ".join(d.name for d in inventory.enabled())
-            raise UsageError(f"--device {' '.join(args.device)}: no enabled device fits; enabled: {names}")
+            off = [
+                d.name
+                for d in inventory.devices
+                if not d.enabled and any(fnmatch.fnmatchcase(d.name, glob) for glob in args.device)
+            ]
+            raise UsageError(
+                f"--device {' '.join(args.device)}: no enabled device fits; enabled: {names}",
+                hint=f"set enabled: true for {', '.join(off)} in {args.devices}"
+                if off
+                else "stbench devices add [user@]host writes a board's entry",
+            )
     return devices
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING, Any
 
-from stbench.commands import add_command
+from stbench.commands import AddUp, add_command
 
 if TYPE_CHECKING:
     from stbench.commands import Subparsers
@@ -48,10 +48,10 @@ def register(subparsers: Subparsers) -> None:
     )
     parser.add_argument(
         "--ignore",
-        action="append",
-        default=[],
-        metavar="FIELD",
-        help="compare rows that differ in this field",
+        action=AddUp,
+        default="",
+        metavar="LIST",
+        help="compare rows that differ in these fields",
     )
     parser.add_argument(
         "--fail-on",
@@ -95,7 +95,7 @@ def _sides(args: argparse.Namespace) -> int:
         b,
         metric=metric,
         threshold=None if args.threshold is None else args.threshold / 100,
-        ignore=[name for text in args.ignore for name in text.split(",")],
+        ignore=[name for name in args.ignore.split(",") if name],
         floor=noise.floor_of(floors, metric),
     )
     _print(args, verdict_table.verdict_table(found, a.name, b.name), verdict_table.json_of(found))

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from stbench.commands._sweep_options import Ready
     from stbench.find_limit import Outcome, Resolution
     from stbench.limit_answers import Answer
-    from stbench.limit_probe import Prober
+    from stbench.limit_probe import CaseFailed, Prober
     from stbench.live import Live
     from stbench.store import Store
     from stbench.sweep import Sweep
@@ -26,6 +26,7 @@ _EXAMPLE = """
 stbench find-limit --models smallthinker-4b --sparse-ffn on --sparse-lm-head on -n 64
 stbench find-limit --models smallthinker-4b --sparse-ffn on -n 64 --reach 10 --from 256MiB --to 2GiB
 stbench find-limit --models qwen3-1.7b --n-ctx 512 -n 32 --device rpi5 --campaign smallest
+stbench find-limit --models smallthinker-4b,qwen3-1.7b --cache auto,none --warmup 32 -n 64
 """
 
 _REPLICATES = 3
@@ -102,7 +103,8 @@ def run(args: argparse.Namespace) -> int:
     """Searches each case, prints steps and answers."""
     from stbench import errors, limit_answers
     from stbench.commands._sweep_options import devices_of, new_campaign_name, planned
-    from stbench.console import print_json, stderr_console, stdout_console
+    from stbench.console import stderr_console
+    from stbench.limit_probe import CaseFailed
     from stbench.live import Live
     from stbench.store import validate_campaign_name
 
@@ -123,6 +125,8 @@ def run(args: argparse.Namespace) -> int:
     else:
         campaign = new_campaign_name("find-limit", args.results)
     answers: list[Answer] = []
+    failed: dict[str, CaseFailed] = {}
+    stopped: errors.StbenchError | None = None
     with (
         Live(stderr_console(quiet=args.quiet)) as live,
         planned(
@@ -135,17 +139,53 @@ def run(args: argparse.Namespace) -> int:
             live.note(note)
         plan.check_room()
         live.note(f"results in {args.results / campaign}")
-        for case in prober.cases(sweep.filter):
-            answers.append(_answer(args, prober, case, ready, live))
-    if args.json:
-        print_json({"campaign": campaign, "cases": [limit_answers.as_json(answer) for answer in answers]})
-    else:
-        console = stdout_console()
-        for answer in answers:
-            console.print(limit_answers.table(answer))
-            for sentence in limit_answers.sentences(answer):
-                console.print(sentence, markup=False, soft_wrap=True)
+        cases = prober.cases(sweep.filter)
+        for i, case in enumerate(cases):
+            if len(cases) > 1:
+                live.note(f"case {i + 1} of {len(cases)}: {case.label}")
+            try:
+                answers.append(_answer(args, prober, case, ready, live))
+            except CaseFailed as error:
+                if len(cases) == 1:
+                    raise
+                failed[case.label] = error
+                live.note(f"no answer: {error}")
+            except errors.StbenchError as error:
+                if not answers and not failed:
+                    raise
+                stopped = error
+                break
+    _print(args, campaign, answers, failed)
+    if stopped is not None:
+        raise stopped
+    if failed:
+        raise errors.CellsFailed(
+            "no answer for " + "; ".join(f"{case}: {error}" for case, error in failed.items()),
+            hint=next(iter(failed.values())).hint,
+        )
     return limit_answers.exit_code(answers)
+
+
+def _print(
+    args: argparse.Namespace, campaign: str, answers: list[Answer], failed: dict[str, CaseFailed]
+) -> None:
+    """All answers: of several cases one table, of one case its steps."""
+    from stbench import limit_answers
+    from stbench.console import print_json, stdout_console
+
+    if args.json:
+        cases = [limit_answers.as_json(answer) for answer in answers]
+        print_json(
+            {"campaign": campaign, "cases": cases, "failed": {case: str(e) for case, e in failed.items()}}
+        )
+        return
+    console = stdout_console()
+    if answers:
+        one = len(answers) == 1 and not failed
+        console.print(limit_answers.table(answers[0]) if one else limit_answers.summary(answers))
+    # What explains a sign is the same for all.
+    for sentence in dict.fromkeys(text for answer in answers for text in limit_answers.sentences(answer)):
+        console.print(sentence, markup=False, soft_wrap=True)
 
 
 def _sweep(args: argparse.Namespace) -> Sweep:

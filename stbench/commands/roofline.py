@@ -7,7 +7,7 @@ import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from stbench.commands import add_command
+from stbench.commands import AddUp, add_command
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -41,7 +41,9 @@ def register(subparsers: Subparsers) -> None:
         "--devices", type=Path, default=Path("devices.yaml"), metavar="FILE", help="(devices.yaml)"
     )
     parser.add_argument("--device", action="append", metavar="GLOB", help="only these of its enabled devices")
-    parser.add_argument("-t", "--threads", metavar="LIST", help="thread counts (default: 1, 2, 4, ... all)")
+    parser.add_argument(
+        "-t", "--threads", action=AddUp, metavar="LIST", help="thread counts (default: 1, 2, 4, ... all)"
+    )
     parser.add_argument(
         "--seconds", type=float, default=0.5, metavar="S", help="how long each probe runs (0.5)"
     )

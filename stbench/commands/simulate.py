@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stbench.commands import Subparsers, add_command
+from stbench.commands import AddUp, Subparsers, add_command
 from stbench.errors import EXIT_OK
 
 if TYPE_CHECKING:
@@ -38,12 +38,14 @@ def register(subparsers: Subparsers) -> None:
     )
     parser.add_argument(
         "--cache",
+        action=AddUp,
         default="",
         metavar="LIST",
         help="sizes (256MiB), shares of all experts (25%%), numbers of experts (512); default: a sweep",
     )
     parser.add_argument(
         "--policy",
+        action=AddUp,
         default="",
         metavar="LIST",
         help="lru, lfu, reuse, static, belady, or your own FILE.py:CLASS (slow); default: the five",
@@ -88,20 +90,22 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError(f"--plot {args.plot}: expected a name that ends in .png or .svg")
     log = stderr_console(quiet=args.quiet)
     trace = routings.load(args.trace)
-    file_digest = routings.file_digest(args.trace)
     spec, replayed = _spec(args, trace)
     if replayed is not trace:
         log.print(
             f"as {args.model} replays it (docs/routing.md): {_shape(trace)} -> {_shape(replayed)}",
             markup=False,
         )
-    runs = []
+    runs, digests = [], set()
     if args.campaign is not None:
         reading = store.read_records(args.campaign)
         for problem in reading.problems:
             log.print(problem, markup=False)
         name = args.model or (trace.model if spec else "")
-        runs = measured_caches.usable_runs(reading.latest(), name, replayed)
+        records = reading.latest()
+        runs = measured_caches.usable_runs(records, name, replayed)
+        digests = measured_caches.same_choices(records, args.campaign, args.trace)
+        spec = spec or next((record.model.synthetic for record, _ in runs), None)
     bytes_of_unit = _unit_bytes(args, spec, [record for record, _ in runs])
     machine, source = _machine(args, spec, runs)
     library = native.open_library(args.library)
@@ -111,8 +115,18 @@ def run(args: argparse.Namespace) -> int:
     warmup = simulate.default_warmup(replayed) if args.warmup is None else args.warmup
     points = simulate.sweep(replayed, simulators, units, bytes_of_unit, machine, warmup)
     measured = measured_caches.measured(
-        runs, file_digest, replayed, lambda policy: simulate.native(library, policy)
+        runs,
+        digests,
+        replayed,
+        lambda policy: simulate.native(library, policy),
+        simulate.shares_of(spec) if spec is not None else {},
     )
+    if args.campaign is not None and not measured:
+        log.print(
+            f"no run of {args.campaign} with a cache recorded or replayed this trace, so none is marked; "
+            "`stbench sweep --record-routing`, or --replay-routing with it",
+            markup=False,
+        )
     about = _about(args, replayed, bytes_of_unit, machine, source) | {"warmup_tokens": warmup}
     _print(args, points, measured, about, machine)
     if args.plot is not None:
@@ -175,13 +189,16 @@ def _machine(args: argparse.Namespace, spec: SynthSpec | None, runs: list[Any]) 
             hint="or --from RESULTS, for measured ones",
         )
     storage, compute, source = args.storage_rate, args.compute_rate, "as given"
+    latency_s = simulate.LATENCY_S
     if None in given:
         found = measured_caches.rates(runs)
         storage = storage or found.storage_bytes_per_s / 1e9
         compute = compute or found.tokens_per_s
         source = found.source
+        if args.storage_rate is None and found.latency_s is not None:
+            latency_s = found.latency_s
     shares = simulate.shares_of(spec) if spec is not None else {}
-    return simulate.Machine(storage * 1e9, 1 / compute, **shares), source
+    return simulate.Machine(storage * 1e9, 1 / compute, **shares, latency_s=latency_s), source
 
 
 def _simulators(args: argparse.Namespace, library: Library) -> dict[str, Simulator]:

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import stbench
 from stbench import errors
 from stbench.commands import Subparsers, add_command
 from stbench.commands._sweep_options import (
@@ -28,7 +26,6 @@ if TYPE_CHECKING:
     from stbench.agent.wire import RunRecord
     from stbench.campaign import Outcome
     from stbench.live import Live
-    from stbench.store import Store
     from stbench.sweep import Sweep
 
 EXAMPLE = """
@@ -50,7 +47,9 @@ def register(subparsers: Subparsers) -> None:
     )
     add_options(parser)
     parser.add_argument(
-        "--resume", action="store_true", help="go on with the sweep of --campaign, or of the newest one"
+        "--resume",
+        action="store_true",
+        help="go on with the sweep of --campaign, or of the newest one, on the devices that it began with",
     )
     parser.add_argument(
         "--retry-failed", action="store_true", help="with --resume: run failed jobs again, too"
@@ -144,7 +143,21 @@ def _campaign(args: argparse.Namespace) -> tuple[str, Sweep]:
             hint="without --resume the sweep starts; an existing directory may be meant by another --results",
         )
     sweep = sweep_from_json(stored.get("sweep"), directory)
+    if not args.device and (chosen := _chosen(stored)):
+        # Without a word, a board's campaign would grow by this machine and every board enabled since.
+        args.device = chosen
+        stderr_console(quiet=args.quiet).print(
+            f"{campaign} is of --device {shlex.join(chosen)}; --device '*' goes on with all enabled devices",
+            soft_wrap=True,
+            markup=False,
+        )
     return campaign, resumed_sweep(sweep, typed_axes(args), args.sweep_file)
+
+
+def _chosen(stored: dict[str, Any]) -> list[str]:
+    """The ``--device`` that a campaign began with; none: it is of all enabled devices."""
+    globs = stored.get("chosen_devices")
+    return [str(glob) for glob in globs] if isinstance(globs, list) else []
 
 
 def _resume_command(args: argparse.Namespace, campaign: str) -> str:
@@ -168,6 +181,7 @@ def measure(
 ) -> tuple[Outcome, list[RunRecord]]:
     """Runs what has no record yet; returns how that ended and all records of the campaign."""
     from stbench.campaign import run_campaign
+    from stbench.description import description
     from stbench.references import References
     from stbench.store import Store, read_records
     from stbench.table import count
@@ -181,7 +195,11 @@ def measure(
             )
         for note in (*store.reading.problems, *ready.plan.notes):
             live.note(note)
-        _describe(store, sweep, ready)
+        stored = store.read_campaign() if args.resume else None
+        described = description(sweep, ready.plan, ready.devices, ready.unreachable, stored)
+        # A part that is resumed with --device leaves the campaign as wide as it began.
+        described["chosen_devices"] = _chosen(stored) if stored is not None else list(args.device or ())
+        store.write_campaign(described)
         live.note(f"{count(len(ready.plan.jobs), 'job')}, results in {directory}")
         if ready.plan.order_sentence():
             live.note(ready.plan.order_sentence())
@@ -199,25 +217,6 @@ def measure(
             retry_failed=args.retry_failed,
         )
         return outcome, read_records(directory).latest()
-
-
-def _describe(store: Store, sweep: Sweep, ready: Ready) -> None:
-    store.write_campaign(
-        {
-            "stbench": stbench.__version__,
-            "sweep": dataclasses.asdict(sweep),
-            "plan": ready.plan.describe(),
-            "devices": {
-                device.target.device.name: {
-                    "library_sha256": device.agent.deployment.library_sha256,
-                    "agent_sha256": device.agent.deployment.agent_sha256,
-                    "fingerprint": device.target.facts.fingerprint,
-                }
-                for device in ready.devices
-            },
-            "unreachable": dict(ready.unreachable),
-        }
-    )
 
 
 def _report(

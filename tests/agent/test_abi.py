@@ -8,7 +8,9 @@ import shutil
 import subprocess
 from pathlib import Path
 
-from stbench.agent.sbr import _abi, _abi_tools
+import pytest
+
+from stbench.agent.sbr import _abi, _abi_timeline, _abi_tools
 from tests.agent.conftest import ROOT
 from tests.conftest import require
 
@@ -35,15 +37,18 @@ STRUCTS = {
     "sbr_probe_options": _abi_tools.ProbeOptions,
     "sbr_probe_result": _abi_tools.ProbeResult,
     "sbr_kernel_bench_options": _abi_tools.KernelBenchOptions,
+    "sbr_timeline_event": _abi_timeline.TimelineEvent,
+    "sbr_timeline_info": _abi_timeline.TimelineInfo,
 }
 CONSTANT = re.compile(
     r"^(ABI_VERSION|OK|(ERR|ISA|TYPE|DOWN|LOAD|GATHER|BUNDLE|SKIPPED|SPARSE|SPLIT|CACHE|IO|DIRECT|PREFETCH|VERIFY|LOGITS"
-    r"|KERNEL)_[A-Z0-9_]+)$"
+    r"|KERNEL|TIMELINE)_[A-Z0-9_]+)$"
 )
 
 
 def constants() -> dict[str, int]:
-    return {name: value for name, value in vars(_abi).items() if CONSTANT.match(name)}
+    known = {**vars(_abi), **vars(_abi_timeline)}
+    return {name: value for name, value in known.items() if CONSTANT.match(name)}
 
 
 def header_text() -> str:
@@ -101,6 +106,18 @@ def test_structs_and_constants_against_the_compiler(tmp_path: Path) -> None:
     )
     found = subprocess.run([str(program)], capture_output=True, text=True, check=True).stdout.splitlines()
     assert found == expected
+
+
+@pytest.mark.parametrize("name", STRUCTS)
+def test_padding_has_a_name(name: str) -> None:
+    """What no member names could hold anything, and could not become an option later: ``reserved`` stands
+    there, which has to be 0."""
+    kind, at = STRUCTS[name], 0
+    for member in (field[0] for field in kind._fields_):
+        where = getattr(kind, member)
+        assert where.offset == at, f"{where.offset - at} bytes before {name}.{member}"
+        at = where.offset + where.size
+    assert at == ctypes.sizeof(kind), f"{ctypes.sizeof(kind) - at} bytes at the end of {name}"
 
 
 def test_every_member_of_every_struct_is_mirrored_in_order() -> None:

@@ -58,6 +58,26 @@ def test_a_cached_session_computes_what_a_resident_one_does(library: Library, fi
             assert counters.verified == counters.loads
 
 
+@pytest.mark.parametrize("prefetch", ["exact", "next-layer", "next-2", "next-4"])
+def test_whatever_is_read_ahead_the_tokens_are_the_same(
+    library: Library, files: tuple[str, str], prefetch: str
+) -> None:
+    path, bundle = files
+    with Model(library, path) as resident, Session(resident, n_ctx=32) as session:
+        expected = decoded(session)
+    with Model(library, path, load="repack", bundle=bundle) as model:
+        cache = model.info.unit_bytes * TINY.n_layer * TINY.n_expert // 2
+        with Session(model, 2, n_ctx=32, cache_bytes=cache, prefetch=prefetch) as session:
+            assert session.info().prefetch == sbr.PREFETCH_MODES[prefetch]
+            for _ in range(3):
+                session.rewind(0)
+                assert decoded(session) == expected
+            counters = session.cache_counters()
+    named = 0 if prefetch == "exact" else 3 * len(TOKENS) * (TINY.n_layer - 1) * TINY.n_expert_used
+    assert counters.predicted == named
+    assert counters.guesses_used + counters.guesses_cancelled <= counters.guesses
+
+
 def test_a_routing_is_replayed(library: Library, files: tuple[str, str]) -> None:
     with Model(library, files[0]) as model, Session(model, n_ctx=32, record_routing=True) as session:
         own = decoded(session)

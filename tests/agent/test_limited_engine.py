@@ -62,6 +62,31 @@ def test_a_cached_run_computes_the_same_and_counts_its_phases_apart(
     assert account.kv_touched == account.kv_allocated
 
 
+def test_a_warm_start_fills_the_cache_before_anything_is_timed(
+    sbr_job: Callable[..., JobSpec], bundle: Path
+) -> None:
+    """Room for all units: a few tokens leave some of them on storage, a warm start next to none."""
+    cold, warm = (
+        run_job(sbr_job(WORK, cache="100%", bundle=str(bundle), io="pread", start=start))
+        for start in ("cold", "warm")
+    )
+    small = run_job(sbr_job(WORK, cache="25%", bundle=str(bundle), io="pread", start="warm"))
+    for record in (cold, warm, small):
+        assert record.status == "ok", record.detail
+    assert cold.cache is not None
+    assert warm.cache is not None
+    assert small.cache is not None
+    assert cold.check is not None
+    assert warm.check is not None
+    assert cold.check.output_hash == warm.check.output_hash
+    assert cold.cache.warmup_tokens == 2 * 4
+    assert small.cache.warmup_tokens == 2 * 32, "six of 24 units are full after one round"
+    assert warm.cache.warmup_tokens >= 2 * 2 * 32, "never full, and so until hardly anything is missed"
+    assert warm.cache.warmup_tokens % (2 * 32) == 0
+    missed = warm.cache.decode.requests - warm.cache.decode.hits
+    assert missed <= 0.1 * warm.cache.decode.requests
+
+
 def test_kv_memory_that_was_not_touched_is_said(sbr_job: Callable[..., JobSpec]) -> None:
     record = run_job(sbr_job(WORK, kv_touch=False, memory_limit_bytes=256 << 20))
     assert record.status == "ok", record.detail

@@ -379,6 +379,7 @@ def test_quiet_leaves_stderr_to_errors(sandbox: Sandbox) -> None:
     ("arguments", "said"),
     [
         (["--device", "rpi*"], "--device rpi*: no enabled device fits; enabled: local"),
+        (["--device", "rpi*"], "try: stbench devices add"),
         (["--retry-failed"], "--retry-failed needs --resume"),
         (["--campaign", "../x"], "is no name for a campaign"),
         (["--resume"], "results: no campaign to resume"),

@@ -105,7 +105,7 @@ def test_everything_wrong_is_said_at_once() -> None:
         '--io: expected one or several of auto, pread, io_uring, got "aio"',
         '--memory-limit: expected sizes such as 1GiB or 768MiB (8MiB at least), or none, got "1MB"',
         '--policy: expected one or several of auto, lru, lfu, reuse, got "fifo"',
-        '--prefetch: expected one or several of auto, exact, next-layer, got "all"',
+        '--prefetch: expected one or several of auto, exact, next-layer, next-2, next-4, got "all"',
     ]
 
 
@@ -264,6 +264,7 @@ CHANGES: list[dict[str, Any]] = [
     {"io": "pread"},
     {"io_direct": "on"},
     {"prefetch": "exact"},
+    {"start": "warm"},
     {"routing_digest": "d"},
     {"record_routing": "on"},
 ]
@@ -366,6 +367,8 @@ def test_searches_keep_limits_apart() -> None:
                 "smallthinker-4b/sparse+lmhead/t4/mem1g/cacheauto/pp39+tg256",
                 "qwen3-1.7b/dense/t4/mem1g/cacheauto/pp39+tg256",
                 "qwen3-1.7b/dense/t4/mem1g/pp39+tg256",
+                "smallthinker-4b/sparse+lmhead/t4/pp39+tg256",
+                "qwen3-1.7b/dense/t4/pp39+tg256",
             },
         ),
         (
@@ -377,15 +380,32 @@ def test_searches_keep_limits_apart() -> None:
             {
                 "smallthinker-21b/sparse/t4/mem8g/cacheauto/pp39+tg256",
                 "qwen3-30b-a3b/dense/t4/mem8g/cacheauto/pp39+tg256",
+                "smallthinker-21b/sparse/t4/pp39+tg256",
+                "qwen3-30b-a3b/dense/t4/pp39+tg256",
             },
         ),
     ],
 )
 def test_presets_are_the_limited_rows(preset: str, labels: set[str]) -> None:
-    found = build_plan(build_sweep({"preset": preset}), [target(*PRESETS[preset]["models"])], "c")
+    """Each with its unlimited partner, the compute rate that it is held against."""
+    roomy = replace(target(*PRESETS[preset]["models"]), facts=replace(FACTS, memory_bytes=32 << 30))
+    found = build_plan(build_sweep({"preset": preset}), [roomy], "c")
     assert {job.case for job in found.jobs} == labels
     assert {job.warmup_tokens for job in found.jobs} == {32}
     assert {job.settings.n_ctx for job in found.jobs} == {320 if "small" in preset else 4096}
+
+
+def test_a_partner_that_does_not_fit_into_the_memory_is_left_out() -> None:
+    """Of 8 GB; what a person names is run all the same."""
+    small = replace(target("smallthinker-21b"), facts=replace(FACTS, memory_bytes=8 * 10**9))
+    labels = ["smallthinker-21b/sparse/t4/mem8g/cacheauto/pp39+tg256"]
+    found = build_plan(build_sweep({"preset": "limited-21b", "models": "smallthinker-21b"}), [small], "c")
+    assert sorted({job.case for job in found.jobs}) == labels
+    (said,) = [note for note in found.notes if "without a limit" in note]
+    assert said.startswith("board: smallthinker-21b without a limit left out: its 12.")
+    assert said.endswith("GB do not fit into 8.0 GB of memory")
+    named = plan_of(on=small, models="smallthinker-21b", memory_limit="8GiB,none", cache="auto,none")
+    assert any("mem8g" not in job.case and "cache" not in job.case for job in named.jobs)
 
 
 def test_a_stored_limited_sweep_comes_back_and_goes_on() -> None:
@@ -412,3 +432,16 @@ def test_limited_and_unlimited_records_are_never_one_case() -> None:
     assert set(LIMITED) <= set(CASE)
     assert frame.groupby(list(CASE), dropna=False).ngroups == len(others) + 1
     assert wire.from_json(RunRecord, wire.to_json(record)) == record
+
+
+def test_a_warm_start_is_an_axis_of_cases_with_a_cache() -> None:
+    sweep = sweep_of(memory_limit="1GiB", cache="auto,none", start="cold,warm")
+    labels = [limited.label for limited in sweep.limited("sbr")]
+    assert labels == ["/mem1g/cacheauto", "/mem1g/cacheauto/warm", "/mem1g"]
+    _, notes = cases(sweep)
+    assert "--start warm left out for cases without a cache, which run once each" in notes
+    with pytest.raises(SweepError, match="start says how a cache works, and this sweep has none"):
+        sweep_of(start="warm")
+    jobs = {job.settings.start: job for job in plan_of(cache="auto", start="cold,warm").jobs}
+    (alone,) = plan_of(cache="auto").jobs
+    assert jobs["cold"].id == alone.id != jobs["warm"].id

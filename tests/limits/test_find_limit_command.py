@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from stbench import store
-from stbench.agent.wire import RunRecord
-from stbench.find_limit import MIB
+from stbench import limit_probe, store
+from stbench.agent.wire import JobSpec, RunRecord
+from stbench.errors import DeviceError
+from stbench.find_limit import MIB, Outcome
 from tests.host.conftest import Sandbox
 
 
@@ -167,3 +168,46 @@ def test_which_model_and_which_device_have_to_be_said(sandbox: Sandbox) -> None:
     assert code == 2
     assert "find-limit searches on one device" in err
     assert "--device a" in err
+
+
+def test_several_cases_have_an_answer_each_in_one_table(sandbox: Sandbox) -> None:
+    """One of three crashes: the others are answered, and what to do with it is said last."""
+    search = ("--from", "64MiB", "--to", "96MiB", "-r", "1", "--warmup", "3")
+    models = ("--models", "fake:,fake:crash,fake:unit=8000000")
+    axes = ("--engines", "fake", "-n", "4", "--n-ctx", "256", "--bracket-ms", "0", "--campaign", "c")
+    code, out, err = sandbox.run("find-limit", *models, *axes, *search)
+    assert code == 3
+    assert "no answer for local:fake:crash/dense/t2/cacheauto/tg4/fake: " in err
+    assert "--retry-failed" in err
+    assert out.count("runs in") == 3, "a column, and a sentence for each of two cases"
+    lines = [line for line in out.splitlines() if line.strip().startswith("local:fake:")]
+    assert any("64 MiB" in line for line in lines)
+    assert len(stored(sandbox)) == 3
+
+    # Again: nothing that is known is run once more.
+    code, out, err = sandbox.run("find-limit", *models, *axes, *search, "--json")
+    assert code == 3
+    answer = json.loads(out)
+    assert [step["reused"] for case in answer["cases"] for step in case["steps"]] == [True, True]
+    assert list(answer["failed"]) == ["local:fake:crash/dense/t2/cacheauto/tg4/fake"]
+    assert len(stored(sandbox)) == 3
+
+
+def test_what_was_found_is_printed_when_the_rest_cannot_be(
+    sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The device is lost, or --max-time is over, after the first of two cases."""
+    measure = limit_probe.Prober.measure
+    first: list[str] = []
+
+    def once(self: limit_probe.Prober, case: JobSpec, limit: int) -> Outcome:
+        first.append(case.label)
+        if case.label != first[0]:
+            raise DeviceError("local: gone", hint="the same command with this --campaign goes on")
+        return measure(self, case, limit)
+
+    monkeypatch.setattr(limit_probe.Prober, "measure", once)
+    code, out, err = fake(sandbox, "fake:,fake:noise", "--from", "64MiB", "--to", "96MiB", "-r", "1")
+    assert code == 4
+    assert "runs in 64 MiB" in out
+    assert "this --campaign goes on" in err

@@ -6,15 +6,25 @@ import csv
 import dataclasses
 import io
 import json
+import math
 import struct
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from stbench import cache_chart, cache_tables, catalogue, charts, measured_caches, routings, simulate
+from stbench import (
+    cache_chart,
+    cache_tables,
+    catalogue,
+    charts,
+    measured_caches,
+    predicted,
+    routings,
+    simulate,
+)
 from stbench.agent import wire
-from stbench.agent.wire import CacheCounters, CacheUse, RunRecord
+from stbench.agent.wire import Bandwidth, Bracket, CacheCounters, CacheUse, RunRecord, Workload
 from stbench.errors import InputError
 from tests.host.conftest import Sandbox
 from tests.tables.factory import record
@@ -178,7 +188,9 @@ def test_the_simulated_rate_is_of_the_runs_own_tokens(trace: Path) -> None:
         assert found.experts == loaded.experts[16 * 128 :] + loaded.experts[: 43 * 128]
         return simulate.Outcome(4, 1, (0, 0), 0.0)
 
-    assert measured_caches.simulated_hit_rate(cached(trace, 512, 20, 440), loaded, simulator) == 0.25
+    found = measured_caches.simulated(cached(trace, 512, 20, 440), loaded, simulator)
+    assert found is not None
+    assert found.hit_rate == 0.25
     assert seen == [(107, 512, 103)]
 
 
@@ -272,6 +284,7 @@ def test_the_chart_has_both_panels_and_every_mark(theme: str) -> None:
         "reuse",
         "static, most frequent (oracle)",
         "Belady (oracle)",
+        "measured",
     ]
     mark = rates.lines[-1]
     assert [list(mark.get_xdata()), list(mark.get_ydata())] == [[256 * UNIT / 2**20], [33.0]]
@@ -314,3 +327,81 @@ def test_a_units_size_is_the_bundles() -> None:
         shares = simulate.shares_of(entry.spec)
         assert 0 < shares["tail"] < shares["lead"] + shares["tail"] < 1
         assert 0 < shares["outside"] < 0.5
+
+
+# ---- beside what was measured ------------------------------------------------------------------------
+
+
+def probed(run: RunRecord, storage: float, one: float) -> RunRecord:
+    """With storage probed beside it, GB/s: all readers at work, and one unit at a time."""
+    rates = {"storage": storage, "storage_one": one}
+    rate = {name: Bandwidth(int(gb * 1e9), 10**9) for name, gb in rates.items()}
+    sides = {f"{name}_{side}": found for name, found in rate.items() for side in ("before", "after")}
+    read = Bandwidth(20 * 10**9, 10**9)
+    return dataclasses.replace(run, bracket=Bracket(2, 1 << 26, read, read, storage_unit_bytes=UNIT, **sides))
+
+
+def test_a_run_is_predicted_from_the_rates_beside_it_and_its_unlimited_partner() -> None:
+    """30 ms a token in 32 layers; a unit takes 1 ms at 1.990656 GB/s, the first of a layer 0.5 ms more."""
+    run = probed(cached_alone(), 1.990656, 1.990656 / 1.5)
+    outcome = simulate.Outcome(8, 4, (1, 0, 3, 0, 0), 0.0)
+    shares = {"outside": 0.0, "lead": 0.2, "tail": 0.3}
+    found = predicted.tokens_per_s(run, outcome, 1 / 0.030, shares)
+    layer_ms = 30 / 32
+    waits_ms = 0.5 * layer_ms + 0.5 + 2 * 1.0
+    assert found == pytest.approx(1e3 / (8 * layer_ms + 24 * waits_ms), rel=1e-6)
+    assert predicted.tokens_per_s(run, None, 30.0, shares) is None
+    assert predicted.tokens_per_s(run, outcome, math.nan, shares) is None
+    assert predicted.tokens_per_s(cached_alone(), outcome, 30.0, shares) is None, "nothing was probed"
+
+
+def cached_alone() -> RunRecord:
+    plain = record(MODEL, tps=20, ffn=True)
+    use = CacheUse(
+        "experts",
+        "",
+        512 * UNIT,
+        UNIT,
+        512,
+        UNIT,
+        1024 * UNIT,
+        "lru",
+        "pread",
+        True,
+        "exact",
+        counters(100, 10),
+        counters(512, 440),
+    )
+    return dataclasses.replace(plain, cache=use)
+
+
+def test_the_table_says_how_far_off_the_simulation_is(sandbox: Sandbox, tmp_path: Path, trace: Path) -> None:
+    results = campaign(tmp_path / "c", trace)
+    runs = [wire.loads(RunRecord, line) for line in (results / "records.jsonl").read_text().splitlines()]
+    store(results, [probed(run, 3.0, 2.0) if run.cache is not None else run for run in runs])
+    words = ("simulate", str(trace), "--from", str(results))
+    data = json.loads(sandbox.run(*words, "--json")[1])
+    assert data["machine"]["storage_bytes_per_s"] == 3e9, "as probed, not as busy"
+    assert data["machine"]["latency_s"] == pytest.approx(UNIT / 2e9 - UNIT / 3e9)
+    (point,) = data["measured"]
+    assert 0 < point["predicted_tokens_per_s"] < 30
+    code, out, err = sandbox.run(*words)
+    assert code == 0, err
+    off = 100 * (point["predicted_tokens_per_s"] / point["tokens_per_s"] - 1)
+    assert f"{off:+.0f} %" in out
+    points = 100 * (point["simulated_hit_rate"] - point["hit_rate"])
+    assert f"{points:+.1f}" in out
+
+
+def test_a_recorded_run_is_simulated_from_its_prompt_on(trace: Path) -> None:
+    loaded = routings.load(trace)
+    seen: list[tuple[int, int]] = []
+
+    def simulator(found: Any, units: int, warmup: int) -> simulate.Outcome:
+        seen.append((found.n_tokens, warmup))
+        return simulate.Outcome(4, 1, (0, 0), 0.0)
+
+    assert measured_caches.simulated(cached_alone(), loaded, simulator) is not None
+    assert seen == [(80, 39)]
+    bare = dataclasses.replace(cached_alone(), workload=Workload(0, 4))
+    assert measured_caches.simulated(bare, loaded, simulator) is None

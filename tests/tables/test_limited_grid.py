@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from typing import Any
 
 import pytest
 
+from stbench import render
 from stbench.agent.wire import CacheCounters, CacheUse, LimitProof, RunRecord
 from stbench.grid import build_tables
 from stbench.limited_grid import published_limit
@@ -158,6 +160,57 @@ def test_the_table_of_limited_runs_says_what_they_cost() -> None:
     assert cells["start"].text == "cold"
     without = next(row.cells for row in table.rows if not row.cells["hits"].text)
     assert without["cache"].text == ""
+
+
+SHOWN = {
+    "decode": "10",
+    "tokens_ms": "100 / 100 / 100",
+    "peak": "1024",
+    "hits": "45",
+    "storage": "500.0",
+    "waiting": "10",
+    "late": "30",
+    "guesses": "60 / 10",
+    "start": "cold",
+}
+
+
+def test_what_a_limit_cost_is_in_every_format() -> None:
+    """Tokens/s, percentiles of token time, peak, hit rate, bytes per token, waiting, lateness, precision and
+    recall of guesses, and how it started."""
+    table = limited_table([*table_4b(), limited(10.0)])
+    lines = [line for line in render.csv_text([table]).splitlines() if "smallthinker-4b" in line]
+    (row,) = render.json_data([table])["tables"][0]["rows"]
+    unescaped = re.compile(r"(?<!\\)\|")
+    header, _, body = [unescaped.split(line) for line in render.markdown([table]).splitlines()[2:5]]
+    for key, text in SHOWN.items():
+        column = next(column for column in table.columns if column.key == key)
+        (of_key,) = [line for line in lines if f",{key}," in line]
+        assert text in of_key, key
+        assert row["cells"][key]["text"].startswith(text), key
+        where = [cell.strip() for cell in header].index(column.header.replace("\n", " "))
+        assert text in body[where].replace("\\", ""), key
+
+
+def test_starts_are_told_apart() -> None:
+    cold = limited(10.0)
+    warm = dataclasses.replace(cold, settings=dataclasses.replace(cold.settings, start="warm"), id="w")
+    warm = dataclasses.replace(warm, case=f"{cold.case}/warm", label=f"{cold.label}/warm")
+    table = limited_table([*table_4b(), cold, warm])
+    assert sorted(row.cells["start"].text for row in table.rows) == ["cold", "warm"]
+    assert cold.limit is not None
+    left = dataclasses.replace(cold, limit=dataclasses.replace(cold.limit, start="warm", verdict="void"))
+    (row,) = limited_table([*table_4b(), left]).rows
+    assert row.cells["start"].text == "page cache warm"
+
+
+def test_a_published_row_shows_a_cold_start_where_there_is_one() -> None:
+    cold = limited(10.0)
+    fast = limited(20.0)
+    settings = dataclasses.replace(fast.settings, start="warm")
+    warm = dataclasses.replace(fast, settings=settings, case=f"{fast.case}/warm")
+    assert main_cell([cold, warm]).value == 10.0
+    assert main_cell([warm]).value == 20.0
 
 
 def test_unlimited_records_make_no_table_of_limits() -> None:

@@ -4,6 +4,7 @@
  * - Handles are opaque. Whoever gets one from a *_load / *_create call owns it and frees it once.
  * - Every struct that the caller allocates starts with `uint32_t struct_size`, set by the caller to
  *   sizeof(the struct) as the caller was compiled. Structs only ever grow at their end.
+ *   `reserved` members of what the caller fills must be 0.
  * - Calls return an sbr_status. When it is not SBR_OK and `error` is not NULL, *error holds a full
  *   sentence; the caller owns *error. Output arguments are then unchanged unless stated otherwise.
  * - Strings are UTF-8 and NUL-terminated. Times are nanoseconds of CLOCK_MONOTONIC.
@@ -124,6 +125,7 @@ typedef struct sbr_model_options {
   uint32_t requantise_down; /* 1: turn SBR_DOWN_STANDARD into SBR_DOWN_REQUANTISED */
   uint32_t populate;        /* 1: touch every weight page before returning */
   uint32_t gathers;         /* SBR_GATHER_*, with SBR_LOAD_REPACK */
+  uint32_t reserved;        /* 0 */
   /* NULL, or the path of a bundle made from this file for these gathers (sbr_bundle_write): its units are then not
    * loaded with the rest, and sessions read them into a cache of bounded size. Needs SBR_LOAD_REPACK. */
   const char* bundle;
@@ -215,8 +217,10 @@ enum { SBR_DIRECT_AUTO = 0, SBR_DIRECT_ON = 1, SBR_DIRECT_OFF = 2 };
  * attention runs. */
 enum {
   SBR_PREFETCH_AUTO = 0,
-  SBR_PREFETCH_EXACT = 10,     /* no more than that */
-  SBR_PREFETCH_NEXT_LAYER = 20 /* also the next layer's likely experts: its router applied to this layer's stream */
+  SBR_PREFETCH_EXACT = 10,         /* no more than that */
+  SBR_PREFETCH_NEXT_LAYER = 20,    /* also the next layer's likely experts: its router applied to this layer's stream */
+  SBR_PREFETCH_NEXT_2_LAYERS = 30, /* the same of the next 2 layers, as far as such guesses have been right */
+  SBR_PREFETCH_NEXT_4_LAYERS = 40  /* of the next 4 */
 };
 
 /* When a unit's checksum is compared. */
@@ -247,6 +251,10 @@ typedef struct sbr_session_options {
   uint32_t prefetch;       /* SBR_PREFETCH_* */
   uint32_t verify;         /* SBR_VERIFY_* */
   uint32_t record_routing; /* 1: sbr_session_get_routing (needs no bundle) */
+  uint32_t reserved;       /* 0 */
+  /* Above 0: sbr_session_get_timeline (needs no bundle), with room for so many events of each thread, rounded up to a
+   * power of 2; at most 16777216. A token of SmallThinker-4B takes 710 of each, 34 KB. */
+  uint64_t timeline_events;
 } sbr_session_options;
 
 /* How far the sparse FFN reaches, as effective. */
@@ -273,6 +281,7 @@ typedef struct sbr_session_info {
   uint32_t sparse_ffn_auto; /* 1: sparse_ffn says how far it reaches in layers that use it */
   uint32_t row_split;       /* SBR_SPLIT_* */
   uint32_t cache_units;     /* units that the cache holds; 0: no bundle */
+  uint32_t reserved;
   uint64_t cache_bytes;     /* their memory, as allocated */
   uint64_t cache_bytes_min; /* the least cache_bytes with which a session can be created */
   uint32_t cache_policy;    /* SBR_CACHE_*, as effective, like the rest */
@@ -403,10 +412,10 @@ typedef struct sbr_cache_counters {
   uint64_t loads;           /* units read from storage, guesses included */
   uint64_t bytes_read;      /* from storage */
   uint64_t evictions;
-  uint64_t guesses;           /* SBR_PREFETCH_NEXT_LAYER: units that were not there and were asked for early */
+  uint64_t guesses;           /* SBR_PREFETCH_NEXT_*: units that were not there and were asked for early */
   uint64_t guesses_used;      /* acquired before they were evicted */
   uint64_t guesses_cancelled; /* given up before they were read */
-  uint64_t predicted;         /* experts that the next layer's guess named, there or not */
+  uint64_t predicted;         /* experts that the last guess before a layer named, there or not */
   uint64_t predicted_right;   /* of these, chosen */
   uint64_t late;              /* requests for which a thread had to wait */
   uint64_t ns_wait;    /* thread 0 waiting for units (part of ns_ffn's wall time; for layers of ns_attention's) */

@@ -42,6 +42,59 @@ SBR_API sbr_status sbr_bundle_describe(const char* path, sbr_bundle_info* out, s
 /* Checks every unit's checksum as well. Errors: as describe; FORMAT names the first unit that differs; CANCELLED. */
 SBR_API sbr_status sbr_bundle_verify(const char* path, sbr_progress progress, void* user, sbr_error* error);
 
+/* ---- timeline ------------------------------------------------------------------------------ */
+/* What a session did and when, with timeline_events. Spans of one thread do not overlap and leave no gap within a step,
+ * so that thread 0's sum up to the token. Storage's overlap with everything. Numbers are pinned; gaps are for later
+ * members. */
+enum {
+  SBR_TIMELINE_TOKEN = 1,      /* a step: one token of decode, or a batch of prefill; unit: its tokens */
+  SBR_TIMELINE_STEP = 10,      /* begin and end of a step: threads are woken, units are given back */
+  SBR_TIMELINE_EMBED = 11,     /* a row of embeddings, rotary angles */
+  SBR_TIMELINE_NORM = 12,      /* residuals and mixtures added, norms */
+  SBR_TIMELINE_ATTENTION = 13, /* q, k, v, cache, heads, output projection */
+  SBR_TIMELINE_ROUTER = 14,    /* scores, choice, asking for experts, dealing out work */
+  SBR_TIMELINE_IO_WAIT = 15,   /* for units of a bundle */
+  SBR_TIMELINE_GATE = 16,
+  SBR_TIMELINE_UP = 17,      /* rows of active neurons */
+  SBR_TIMELINE_GATE_UP = 18, /* both in turn: dense FFNs, batches, experts far apart */
+  SBR_TIMELINE_DOWN = 19,
+  SBR_TIMELINE_LM_HEAD = 20, /* final norm and predictor included */
+  SBR_TIMELINE_BARRIER = 21, /* waiting for other threads */
+  SBR_TIMELINE_READ = 30,    /* a unit's read, from asked for to arrived; bytes 0: it failed */
+  SBR_TIMELINE_HIT = 40,     /* a unit that was there when it was asked for; these have no duration */
+  SBR_TIMELINE_LOAD = 41,    /* one that was not */
+  SBR_TIMELINE_EVICT = 42,
+  SBR_TIMELINE_GUESS = 43 /* asked for before anyone needs it */
+};
+
+/* Members that do not apply are UINT32_MAX. */
+typedef struct sbr_timeline_event {
+  uint64_t begin_ns;
+  uint64_t end_ns;
+  uint64_t bytes;  /* of a read */
+  uint32_t kind;   /* SBR_TIMELINE_* */
+  uint32_t thread; /* of the session */
+  uint32_t step;   /* since creation or the last reset; a read's: in which it ended */
+  uint32_t layer;
+  uint32_t unit; /* expert */
+  uint32_t reserved;
+} sbr_timeline_event;
+
+typedef struct sbr_timeline_info {
+  uint32_t struct_size;
+  uint32_t n_threads;
+  uint64_t capacity; /* events of each thread, and of storage */
+  uint64_t n_events; /* there are */
+  uint64_t n_written;
+  uint64_t n_lost; /* overwritten by later ones, since creation or the last reset */
+} sbr_timeline_info;
+
+/* Copies at most `capacity` events since creation or the last reset of counters, each thread's in their order, then
+ * storage's. `event_bytes` is sizeof(sbr_timeline_event) as the caller was compiled. Errors: STATE (not recorded). */
+SBR_API sbr_status sbr_session_get_timeline(const sbr_session* session, sbr_timeline_event* events,
+                                            uint32_t event_bytes, uint64_t capacity, sbr_timeline_info* info,
+                                            sbr_error* error);
+
 /* ---- what a cache would have done -------------------------------------------------------------- */
 typedef struct sbr_simulate_options {
   uint32_t struct_size;
@@ -96,6 +149,7 @@ typedef struct sbr_synth_spec {
   uint32_t lm_head_keep;      /* share of rows that the predictor keeps at threshold 0 */
   char architecture[32];      /* "smallthinker", "qwen3", "qwen3moe", "llama"; "gemma3n" is written, not run */
   char name[96];
+  uint32_t reserved; /* 0 */
 } sbr_synth_spec;
 
 /* The size of the file that sbr_synth_write would write. */
@@ -116,6 +170,8 @@ typedef struct sbr_probe_options {
   uint64_t duration_ns;  /* how long to measure */
   uint32_t direct;       /* storage: 1 to bypass the page cache (O_DIRECT) */
   uint32_t reserved;
+  uint32_t io;         /* reads: SBR_IO_* */
+  uint32_t io_threads; /* reads: as in sbr_session_options */
 } sbr_probe_options;
 
 typedef struct sbr_probe_result {
@@ -124,6 +180,9 @@ typedef struct sbr_probe_result {
   uint64_t bytes;
   uint64_t ns;
   uint64_t operations; /* rows gathered, or reads done */
+  uint32_t io;         /* reads: SBR_IO_* that brought this */
+  uint32_t io_direct;  /* reads: SBR_DIRECT_ON or SBR_DIRECT_OFF */
+  uint64_t row_bytes;  /* reads: bytes of a unit */
 } sbr_probe_result;
 
 /* Streaming reads of a private buffer by all threads at once. */
@@ -133,6 +192,14 @@ SBR_API sbr_status sbr_probe_gather(const sbr_probe_options* options, sbr_probe_
 /* Random aligned reads of row_bytes from an existing file by n_threads threads. */
 SBR_API sbr_status sbr_probe_storage(const char* path, const sbr_probe_options* options, sbr_probe_result* out,
                                      sbr_error* error);
+/* Random units by the reader of a session, `n_threads` of them at a time, or with 0 as many as keep its queue full,
+ * which no session can exceed. `row_bytes` (a multiple of 4096) of any file, or 0 for the units of the bundle `path`.
+ * SBR_IO_AUTO: half of the time io_uring where it may be used, half of it pread, and the faster one counts. `direct` 1:
+ * past the page cache where the file system can; otherwise the file's pages are dropped from it before and after. Takes
+ * 32 MiB, or 8 MiB at most for each of `n_threads`; `n_threads` of the result is the most reads that the kernel has.
+ */
+SBR_API sbr_status sbr_probe_reads(const char* path, const sbr_probe_options* options, sbr_probe_result* out,
+                                   sbr_error* error);
 
 /* ---- one kernel at a time (benchmarks) -------------------------------------------------------- */
 typedef struct sbr_kernel_bench sbr_kernel_bench;

@@ -42,6 +42,7 @@ UnitCache::UnitCache(const Bundle& bundle, const CacheOptions& options) : UnitCa
 UnitCache::UnitCache(UnitSource source, const CacheOptions& options)
     : source_(std::move(source)),
       verify_(options.verify),
+      timeline_(options.timeline),
       arena_(capacity_of(source_, options.bytes) * source_.unit_bytes, true),
       slots_(capacity_of(source_, options.bytes)),
       slot_of_(source_.n_units, kNoSlot),
@@ -110,6 +111,7 @@ void UnitCache::load(uint32_t slot, uint32_t unit, Guess guess) {
   at.unit = unit;
   at.guess = guess;
   at.error = 0;
+  at.again = guess != Guess::kNone;
   at.check = verify_ == SBR_VERIFY_EVERY || (verify_ == SBR_VERIFY_FIRST && verified_[unit] == 0);
   at.awaited.store(false, std::memory_order_relaxed);
   at.phase.store(kLoading, std::memory_order_relaxed);  // the reader's lock carries it over
@@ -117,8 +119,11 @@ void UnitCache::load(uint32_t slot, uint32_t unit, Guess guess) {
   held_[unit] = 1;
   loading_.push_back(slot);
   uint8_t* to = arena_.data() + slot * source_.unit_bytes;
+  note(guess == Guess::kNone ? Event::kLoad : Event::kGuess, unit);
+  if (timeline_ != nullptr) at.asked_at = now_ns();
   try {
-    reader_->submit({slot, source_.offset(unit), source_.unit_bytes, to, guess == Guess::kNone});
+    const bool urgent = guess == Guess::kNone;
+    reader_->submit({slot, source_.offset(unit), source_.unit_bytes, to, urgent, !urgent});
   } catch (...) {  // no memory: nobody shall wait for it
     loading_.pop_back();
     vacate(slot);
@@ -130,6 +135,10 @@ void UnitCache::load(uint32_t slot, uint32_t unit, Guess guess) {
 void UnitCache::read_done(uint64_t tag, int error) {
   Slot& at = slots_[tag];
   at.error = error;
+  if (timeline_ != nullptr) {
+    timeline_->read(at.unit / source_.units_per_layer, at.unit % source_.units_per_layer, at.asked_at, now_ns(),
+                    error == 0 ? source_.unit_bytes : 0);
+  }
   if (error == 0 && at.check) {
     verified_count_.fetch_add(1, std::memory_order_relaxed);
     if (source_.intact(at.unit, arena_.data() + tag * source_.unit_bytes)) {
@@ -139,8 +148,22 @@ void UnitCache::read_done(uint64_t tag, int error) {
     }
   }
   if (error == 0) loads_.fetch_add(1, std::memory_order_relaxed);
+  if (at.error != 0 && at.again && read_again(static_cast<uint32_t>(tag))) return;
   at.phase.store(at.error == 0 ? kReady : kFailed, std::memory_order_release);
   at.changed.advance();
+}
+
+// Likewise. Urgent: that it failed may have been noticed late.
+bool UnitCache::read_again(uint32_t slot) {
+  Slot& at = slots_[slot];
+  at.again = false;
+  try {
+    reader_->submit(
+        {slot, source_.offset(at.unit), source_.unit_bytes, arena_.data() + slot * source_.unit_bytes, true});
+    return true;
+  } catch (...) {  // no memory: then the failure stands
+    return false;
+  }
 }
 
 // The slot holds nothing from now on. Its unit may stay in the policy's books: evict() is asked again then.
@@ -183,6 +206,7 @@ uint32_t UnitCache::free_slot() {
     if (unit == kNoUnit) return kNoSlot;
     if (slot_of_[unit] == kNoSlot) continue;  // its load failed
     ++counters_.evictions;
+    note(Event::kEvict, unit);
     vacate(slot_of_[unit]);
   }
   const uint32_t slot = empty_.back();
@@ -196,6 +220,7 @@ bool UnitCache::evict_guess(Guess guess) {
     Slot& slot = slots_[*at];
     if (slot.guess != guess || slot.phase.load(std::memory_order_acquire) != kReady) continue;
     ++counters_.evictions;
+    note(Event::kEvict, slot.unit);
     vacate(*at);
     guesses_.erase(at);
     return true;
@@ -241,7 +266,10 @@ UnitCache::Pin UnitCache::acquire(uint32_t unit) {
   } else {
     Slot& at = slots_[slot];
     const uint32_t phase = at.phase.load(std::memory_order_acquire);
-    if (phase == kReady) ++counters_.hits;
+    if (phase == kReady) {
+      ++counters_.hits;
+      note(Event::kHit, unit);
+    }
     if (at.guess != Guess::kNone) {
       at.guess = Guess::kNone;
       guesses_.erase(std::remove(guesses_.begin(), guesses_.end(), slot), guesses_.end());
@@ -274,6 +302,13 @@ void UnitCache::guess(uint32_t unit) {
   load(slot, unit, Guess::kOpen);
   guesses_.push_back(slot);
   ++counters_.guesses;
+}
+
+void UnitCache::drop_guess(uint32_t unit) {
+  settle();
+  const uint32_t slot = slot_of_[unit];
+  if (slot == kNoSlot || slots_[slot].guess != Guess::kOpen) return;
+  if (!cancel_guess(slot)) slots_[slot].guess = Guess::kDropped;
 }
 
 void UnitCache::drop_guesses() {

@@ -14,6 +14,7 @@
 
 #include "base/buffer.h"
 #include "base/thread_pool.h"
+#include "base/timeline.h"
 #include "experts/bundle.h"
 #include "experts/policy.h"
 #include "io/reader.h"
@@ -26,6 +27,7 @@ struct CacheOptions {
   uint32_t policy = 0;  // SBR_CACHE_*
   uint32_t verify = 0;  // SBR_VERIFY_*
   ReaderOptions reader;
+  Timeline* timeline = nullptr;  // outlives the cache
 };
 
 // What a cache needs to know of a bundle; intact() is called on the reader's threads.
@@ -79,11 +81,14 @@ class UnitCache : private ReadListener {
   // Pins a unit; what is not there begins to load. What failed to load is tried again, once nobody pins it any more. An
   // empty Pin: every slot is pinned. Waits only where all that is not pinned is a guess that is being read.
   Pin acquire(uint32_t unit);
-  // A guess that `unit` will be acquired soon: loads it behind all that was acquired, if a slot can be had (not more
-  // than a quarter of them is given to guesses on their way). Nobody waits for it.
+  // A guess that `unit` will be acquired soon: loads it behind all that was acquired and as far as the device would be
+  // idle, if a slot can be had (not more than a quarter of them is given to guesses on their way). Nobody waits for it,
+  // and what fails is read once more, so that a unit acquired meanwhile has failed twice when its Pin says so.
   void guess(uint32_t unit);
-  // The guesses so far are settled. Those that nobody acquired are given up where they have not begun to load;
-  // otherwise they are the first to be evicted.
+  // A guess, if it is one, that turned out wrong: given up where it has not begun to load; otherwise among the first to
+  // be evicted.
+  void drop_guess(uint32_t unit);
+  // The same of all guesses that nobody acquired.
   void drop_guesses();
 
   // The first failure that a wait() told of since clear_failure(): a sentence ("<path>: expert 3 of layer 5: ...") and
@@ -113,12 +118,15 @@ class UnitCache : private ReadListener {
     Gate changed;  // advances when it has loaded, or failed
     int32_t error = 0;
     bool check = false;  // compare the checksum of what arrives
+    bool again = false;  // a guess that fails is read once more: somebody may need it by now
     Guess guess = Guess::kNone;
     uint32_t unit = kNoUnit;
     uint32_t pins = 0;
+    uint64_t asked_at = 0;  // for the timeline
   };
 
   void read_done(uint64_t tag, int error) override;
+  bool read_again(uint32_t slot);
   void release(uint32_t slot);
   void load(uint32_t slot, uint32_t unit, Guess guess);
   void vacate(uint32_t slot);
@@ -130,8 +138,15 @@ class UnitCache : private ReadListener {
   static uint32_t wait_for(Slot& slot);
   bool await(Slot& slot);
 
+  // An event of the timeline, if there is one.
+  void note(Event event, uint32_t unit) const {
+    if (timeline_ == nullptr) return;
+    timeline_->cache(event, unit / source_.units_per_layer, unit % source_.units_per_layer);
+  }
+
   const UnitSource source_;
   const uint32_t verify_;
+  Timeline* const timeline_;
   Pages arena_;
   std::vector<Slot> slots_;
   std::vector<uint32_t> slot_of_;  // [n_units]

@@ -45,6 +45,7 @@ LayerSchedule make_layer_schedule(uint32_t n_layer, uint64_t n_slots) {
 LayerStream::LayerStream(const Bundle& bundle, const Weights& weights, const StreamOptions& options)
     : bundle_(bundle),
       verify_(options.verify),
+      timeline_(options.timeline),
       schedule_(make_layer_schedule(bundle.n_units(), require_slots(bundle, options.bytes))),
       place_(schedule_.n_layer),
       intact_(schedule_.n_layer, 0),
@@ -100,6 +101,7 @@ void LayerStream::load(uint32_t slot, uint32_t layer, bool urgent) {
   to.layer = layer;
   to.check = verify_ == SBR_VERIFY_EVERY || (verify_ == SBR_VERIFY_FIRST && intact_[layer] == 0);
   to.error = 0;
+  if (timeline_ != nullptr) to.asked_at = now_ns();
   become(to, kLoading);
   reader_->submit(
       {slot, bundle_.offset(layer), bundle_.unit_bytes(), memory_.data() + slot * bundle_.unit_bytes(), urgent});
@@ -108,6 +110,8 @@ void LayerStream::load(uint32_t slot, uint32_t layer, bool urgent) {
 void LayerStream::read_done(uint64_t tag, int error) {
   Slot& slot = slots_[tag];
   slot.error = error;
+  if (timeline_ != nullptr)
+    timeline_->read(slot.layer, kNoneOfTimeline, slot.asked_at, now_ns(), error == 0 ? bundle_.unit_bytes() : 0);
   if (error == 0) loads_.fetch_add(1, std::memory_order_relaxed);
   become(slot, error != 0 ? kFailed : slot.check ? kUnchecked : kReady);
 }

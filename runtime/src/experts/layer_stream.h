@@ -14,6 +14,7 @@
 
 #include "base/buffer.h"
 #include "base/thread_pool.h"
+#include "base/timeline.h"
 #include "experts/bundle.h"
 #include "io/reader.h"
 #include "model/weights.h"
@@ -39,6 +40,7 @@ struct StreamOptions {
   uint64_t bytes = 0;   // at most; whole layers are taken
   uint32_t verify = 0;  // SBR_VERIFY_*
   ReaderOptions reader;
+  Timeline* timeline = nullptr;  // outlives the stream
 };
 
 class LayerStream : private ReadListener {
@@ -79,8 +81,9 @@ class LayerStream : private ReadListener {
     std::atomic<uint32_t> users{0};  // threads that have yet to release it
     Gate changed;                    // advances with the phase
     uint32_t layer = 0;
-    bool check = false;  // compare the checksum of what arrives
-    int error = 0;       // of the read, an errno
+    bool check = false;     // compare the checksum of what arrives
+    int error = 0;          // of the read, an errno
+    uint64_t asked_at = 0;  // for the timeline
   };
 
   void read_done(uint64_t tag, int error) override;
@@ -92,6 +95,7 @@ class LayerStream : private ReadListener {
 
   const Bundle& bundle_;
   const uint32_t verify_;
+  Timeline* const timeline_;
   const LayerSchedule schedule_;
   std::vector<uint32_t> place_;      // [n_layer] slot of a layer that stays; else n_resident + its index in streamed
   std::vector<LayerWeights> views_;  // [n_layer][buffers]; of a layer that stays only the first

@@ -49,8 +49,11 @@ class PreadReader final : public Reader {
   }
 
   void promote(uint64_t tag) override {
-    const std::lock_guard<std::mutex> lock(mutex_);
-    queue_.promote(tag);
+    {
+      const std::lock_guard<std::mutex> lock(mutex_);
+      queue_.promote(tag);
+    }
+    wake_.notify_all();  // what was idle may have let threads sleep
   }
 
   ReaderInfo info() const override { return {SBR_IO_PREAD, file_->direct(), static_cast<uint32_t>(threads_.size())}; }

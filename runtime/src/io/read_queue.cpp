@@ -19,10 +19,13 @@ auto find(List& list, uint64_t tag) {
 
 }  // namespace
 
-void ReadQueue::add(const ReadRequest& request) { (request.urgent ? urgent_ : waiting_).push_back({request, 0, 0, 0}); }
+void ReadQueue::add(const ReadRequest& request) {
+  Requests& list = request.urgent ? urgent_ : request.idle ? idle_ : waiting_;
+  list.push_back({request, 0, 0, 0});
+}
 
 bool ReadQueue::cancel(uint64_t tag) {
-  for (Requests* list : {&waiting_, &urgent_}) {
+  for (Requests* list : {&idle_, &waiting_, &urgent_}) {
     const auto at = find(*list, tag);
     if (at == list->end()) continue;
     if (at->handed_out != 0) return false;
@@ -33,20 +36,22 @@ bool ReadQueue::cancel(uint64_t tag) {
 }
 
 void ReadQueue::promote(uint64_t tag) {
-  const auto at = find(waiting_, tag);
-  if (at != waiting_.end()) urgent_.splice(urgent_.end(), waiting_, at);
+  for (Requests* list : {&idle_, &waiting_}) {
+    const auto at = find(*list, tag);
+    if (at != list->end()) return urgent_.splice(urgent_.end(), *list, at);
+  }
 }
 
 void ReadQueue::all_handed_out(Request* request) {
-  for (Requests* list : {&urgent_, &waiting_}) {
+  for (Requests* list : {&urgent_, &waiting_, &idle_}) {
     const auto at = std::find_if(list->begin(), list->end(), [request](const Request& r) { return &r == request; });
     if (at != list->end()) begun_.splice(begun_.end(), *list, at);
   }
 }
 
 bool ReadQueue::next(Piece* piece) {
-  Requests& from = urgent_.empty() ? waiting_ : urgent_;
-  if (from.empty()) return false;
+  Requests& from = !urgent_.empty() ? urgent_ : !waiting_.empty() ? waiting_ : idle_;
+  if (from.empty() || (&from == &idle_ && under_way_ >= kIdlePieces)) return false;
   Request& request = from.front();
   const ReadRequest& read = request.read;
   const uint64_t length = std::min(kPieceBytes, read.length - request.handed_out);

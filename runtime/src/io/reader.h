@@ -12,11 +12,12 @@ namespace sbr {
 constexpr uint64_t kReadAlignment = 4096;
 
 struct ReadRequest {
-  uint64_t tag;     // chosen by the caller, unique among unfinished reads
-  uint64_t offset;  // in the file
-  uint64_t length;  // any; the reader cuts it into pieces that are read at the same time
-  uint8_t* to;      // stays valid until read_done, or a successful cancel
-  bool urgent;      // before all that are not
+  uint64_t tag;       // chosen by the caller, unique among unfinished reads
+  uint64_t offset;    // in the file
+  uint64_t length;    // any; the reader cuts it into pieces that are read at the same time
+  uint8_t* to;        // stays valid until read_done, or a successful cancel
+  bool urgent;        // before all that are not
+  bool idle = false;  // not urgent, behind all others, and only as far as the device has next to nothing to do
 };
 
 // For tests: stands between the kernel's answer and the reader. Called on a thread of the reader after each read; may
@@ -68,7 +69,8 @@ class Reader {
   virtual void submit(const ReadRequest& request) = 0;
   // True: nothing of it has begun, nothing will, and the listener is not called.
   virtual bool cancel(uint64_t tag) = 0;
-  // What was not urgent is so now: of a read that has begun, the pieces that the kernel does not have yet.
+  // What was not urgent, or idle, is urgent now: of a read that has begun, the pieces that the kernel does not have
+  // yet.
   virtual void promote(uint64_t tag) = 0;
 
   virtual ReaderInfo info() const = 0;

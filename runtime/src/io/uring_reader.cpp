@@ -67,8 +67,14 @@ class UringReader final : public Reader {
   }
 
   void promote(uint64_t tag) override {
-    const std::lock_guard<std::mutex> lock(mutex_);
-    queue_.promote(tag);
+    bool asleep;
+    {
+      const std::lock_guard<std::mutex> lock(mutex_);
+      queue_.promote(tag);
+      give_to_kernel();  // what was idle had not been given to it
+      asleep = std::exchange(asleep_, false);
+    }
+    if (asleep) wake_.notify_one();
   }
 
   ReaderInfo info() const override { return {SBR_IO_URING, file_->direct(), kDepth}; }

@@ -18,8 +18,8 @@ namespace sbr {
 
 class CachedExperts {
  public:
-  // `guesses`: SBR_PREFETCH_NEXT_LAYER. Errors: those of UnitCache.
-  CachedExperts(const Bundle& bundle, const Config& config, const CacheOptions& options, bool guesses);
+  // `depth`: for how many layers ahead experts are guessed. Errors: those of UnitCache.
+  CachedExperts(const Bundle& bundle, const Config& config, const CacheOptions& options, uint32_t depth);
 
   // The rest, up to wait(), is for thread 0.
 
@@ -34,8 +34,10 @@ class CachedExperts {
   // The same after a failure, when the last of their reads has ended: one that fails later must not fail the next call.
   void abandon();
 
-  bool guesses() const { return guesses_; }
-  // What the next layer's router makes of the present stream -> its likely experts are asked for.
+  // How many layers ahead are guessed at.
+  uint32_t depth() const { return depth_; }
+  // What the router of a later layer, l, makes of the present stream -> its likely experts are asked for, instead of
+  // those that an earlier stream named. The nearest layer first. `scores` are those of all experts, not yet sorted.
   void guess(uint32_t l, const float* scores);
 
   // Between a barrier behind request() and release(), by any thread.
@@ -57,6 +59,8 @@ class CachedExperts {
  private:
   uint32_t unit(uint32_t l, uint32_t expert) const { return l * units_per_layer_ + expert; }
   void pin(size_t group, ExpertPlan* plan);
+  void judge_guesses(uint32_t l, const std::vector<ExpertGroup>& groups);
+  void drop_guesses(uint32_t l);
 
   // Where an expert's matrices lie in its unit; layers may hold other types.
   struct Parts {
@@ -65,7 +69,7 @@ class CachedExperts {
   };
 
   const uint32_t units_per_layer_;
-  const bool guesses_;
+  const uint32_t n_layer_, n_used_, depth_;
   std::vector<Parts> parts_;  // [n_layer]
   UnitCache cache_;
 
@@ -76,9 +80,23 @@ class CachedExperts {
   std::vector<uint32_t> rounds_;      // [n_rounds + 1]
   std::vector<ExpertGroup> away_;     // scratch of request()
 
-  static constexpr uint32_t kNoLayer = UINT32_MAX;
-  uint32_t guessed_layer_ = kNoLayer;
-  std::vector<uint32_t> guessed_;  // [K]
+  // What the routers of layers ahead have named, and how often they were right.
+  struct Named {
+    uint32_t expert;
+    bool missing;  // was neither there nor on its way
+  };
+  struct Layer {
+    std::vector<Named> named;     // [depth][K], the likeliest first, as far as distances go
+    std::vector<uint8_t> is;      // [depth] whether it is named at that distance, for the present token
+    std::vector<uint32_t> asked;  // experts, of those that were missing
+  };
+  struct Record {
+    float right = kBelievedFor, all = kBelievedFor;
+  };
+  static constexpr float kBelievedFor = 8;  // guesses for which an untried place is thought to be right
+  std::vector<Layer> layers_;               // [n_layer] if there is a depth
+  std::vector<Record> records_;             // [depth][K]: of missing experts, by distance and place
+  std::vector<uint32_t> likely_;            // [K] scratch of guess()
   std::vector<float> guess_weights_;
   uint64_t predicted_ = 0, predicted_right_ = 0, ns_wait_ = 0;
 };

@@ -104,9 +104,11 @@ void settle_experts(Worker& worker) {
 void attention_block(Worker& worker, uint32_t l) {
   Step& step = worker.step;
   const bool experts = step.config.n_expert != 0 && !step.config.router_after_attention;
+  worker.enter(Event::kAttention, l);
   project_qkv(worker, l);  // q [T][H * d], k and v [T][KV * d]
   worker.lap(&Tally::ns_attention);
   if (experts) {
+    worker.enter(Event::kRouter, l);
     score_experts(worker, l);  // router [T][E]
     worker.lap(&Tally::ns_router);
   }
@@ -118,14 +120,17 @@ void attention_block(Worker& worker, uint32_t l) {
     select_experts(worker, l, mine);  // plan: K experts and weights per token
     worker.lap(&Tally::ns_router);
   }
+  worker.enter(Event::kAttention, l);
   position_and_store(worker, l);  // RoPE; the cache grows by T positions
   worker.lap(&Tally::ns_attention);
   worker.barrier();
 
   if (experts) {
+    worker.enter(Event::kRouter, l);
     plan_experts(worker, l);  // plan: tokens by expert, neurons by thread; asks for what is on storage
     worker.lap(&Tally::ns_router);
   }
+  worker.enter(Event::kAttention, l);
   attend(worker, l);  // attended [T][H * d]
   worker.barrier();
 
@@ -139,6 +144,7 @@ void attention_block(Worker& worker, uint32_t l) {
 // Chooses the experts by normed, which is ready.
 void route_after_attention(Worker& worker, uint32_t l) {
   worker.lap(&Tally::ns_ffn);
+  worker.enter(Event::kRouter, l);
   score_experts(worker, l);  // router [T][E]
   worker.barrier();
   // All by one thread: a token's top 8 of 128 take less than the barrier after sharing the tokens out would.
@@ -158,6 +164,7 @@ bool ffn_block(Worker& worker, uint32_t l) {
   const LayerWeights& layer = worker.layer(l);
   const bool quantise = reads_quantised(layer.gate) || reads_quantised(layer.up);
   const Range mine = worker.tokens();
+  worker.enter(Event::kNorm, l);
   for (size_t t = mine.begin; t < mine.end; ++t) {
     add_residual(worker, t);
     normalise(worker, t, layer.ffn_norm, quantise);  // normed [T][D]
@@ -170,8 +177,10 @@ bool ffn_block(Worker& worker, uint32_t l) {
   const uint64_t begin = clocked ? Worker::now() : 0;
   const uint64_t waited = clocked && step.cached != nullptr ? step.cached->ns_wait() : 0;
   if (step.config.n_expert == 0) {
+    worker.enter(Event::kGateUp, l);
     activate_dense(worker, l);  // hidden [T][F]
     worker.barrier();
+    worker.enter(Event::kDown, l);
     project_dense(worker, l);  // residual [T][D]
     worker.release_layer(l);
     fetch_attention_ahead(worker, l + 1);
@@ -210,6 +219,7 @@ void run_thread(Step& step, uint32_t tid) {
   // No barrier: the first norm reads only tokens that this thread embedded.
   for (uint32_t l = 0; l < step.config.n_layer; ++l) {
     if (worker.first()) step.stopped = step.cancel.load(std::memory_order_relaxed);
+    worker.enter(Event::kNorm, l);
     finish_layer_and_normalise(worker, l);  // normed [T][D]
     worker.lap(&Tally::ns_attention);
     worker.token_barrier();
@@ -219,6 +229,7 @@ void run_thread(Step& step, uint32_t tid) {
     if (!ffn_block(worker, l)) return fail();
   }
   if (step.logits_of == LogitsOf::kNone) return worker.finish();
+  worker.enter(Event::kLmHead, kNoneOfTimeline);
   finish_layer_and_normalise(worker, step.config.n_layer);
   worker.lap(&Tally::ns_lm_head);
   worker.token_barrier();
@@ -233,10 +244,15 @@ bool forward(Step& step) {
   uint64_t ended = 0;  // thread 0's work; the rest of run() is its wait for the other threads
   step.pool.run([&](uint32_t tid) {
     run_thread(step, tid);
-    if (timed && tid == 0) ended = Worker::now();
+    if ((timed || step.timeline != nullptr) && tid == 0) ended = Worker::now();
   });
   if (timed) step.tallies[0].ns_barrier += Worker::now() - ended;
+  const uint64_t met = step.timeline == nullptr ? 0 : Worker::now();
   if (step.cached != nullptr) step.failed ? step.cached->abandon() : step.cached->release();
+  if (step.timeline != nullptr) {
+    step.timeline->span(0, Event::kBarrier, kNoneOfTimeline, ended, met);
+    step.timeline->span(0, Event::kStep, kNoneOfTimeline, met, Worker::now());
+  }
   return !step.stopped && !step.failed;
 }
 

@@ -122,20 +122,20 @@ void record_experts(const Step& step, uint32_t l) {
   }
 }
 
-// Whether layer l's router phase also guesses at layer l + 1. Only for single tokens: a batch uses most experts anyway.
-// Not where the routing is forced: a router that nobody asked says nothing about it.
-bool guesses_ahead(const Worker& worker, uint32_t l) {
+// At how many layers behind l its router phase guesses. Only for single tokens: a batch uses most experts anyway. Not
+// where the routing is forced: a router that nobody asked says nothing about it.
+uint32_t layers_ahead(const Worker& worker, uint32_t l) {
   const Step& step = worker.step;
-  return step.cached != nullptr && step.cached->guesses() && worker.alone() && step.routing.forced == nullptr &&
-         l + 1 < step.config.n_layer;
+  if (step.cached == nullptr || !worker.alone() || step.routing.forced != nullptr) return 0;
+  return std::min(step.cached->depth(), step.config.n_layer - 1 - l);
 }
 
-// The present stream as the next layer's router would see it if nothing happened to it before.
-const float* input_of_next_router(Worker& worker, uint32_t l) {
+// The present stream as layer l's router would see it if nothing happened to it before.
+const float* input_of_later_router(Worker& worker, uint32_t l) {
   const Step& step = worker.step;
   if (!step.config.router_after_attention) return worker.x(0);
   float* normed = worker.scratch.mixed.data();
-  step.kernels.rms_norm(worker.x(0), worker.layer(l + 1).ffn_norm, step.config.rms_eps, step.config.n_embd, normed);
+  step.kernels.rms_norm(worker.x(0), worker.layer(l).ffn_norm, step.config.rms_eps, step.config.n_embd, normed);
   return normed;
 }
 
@@ -156,10 +156,13 @@ void score_experts(Worker& worker, uint32_t l) {
     multiply_router(worker, router, input, step.ws.router.data() + size_t{t} * router.rows);
   }
   if (worker.first()) worker.tally.router_bytes += router.bytes();
-  if (!guesses_ahead(worker, l)) return;
-  const Matrix& next = worker.layer(l + 1).router;
-  multiply_router(worker, next, input_of_next_router(worker, l), step.ws.next_router.data());
-  if (worker.first()) worker.tally.router_bytes += next.bytes();
+  const uint32_t ahead = layers_ahead(worker, l);
+  for (uint32_t i = 0; i < ahead; ++i) {
+    const Matrix& later = worker.layer(l + 1 + i).router;
+    multiply_router(worker, later, input_of_later_router(worker, l + 1 + i),
+                    step.ws.next_router.data() + size_t{i} * later.rows);
+    if (worker.first()) worker.tally.router_bytes += later.bytes();
+  }
 }
 
 void weigh(const float* p, uint32_t k, const uint32_t* indices, float* weights) {
@@ -215,7 +218,9 @@ void plan_experts(Worker& worker, uint32_t l) {
     return;
   }
   step.cached->request(l, &step.ws.plan);
-  if (guesses_ahead(worker, l)) step.cached->guess(l + 1, step.ws.next_router.data());
+  const uint32_t ahead = layers_ahead(worker, l);
+  for (uint32_t i = 0; i < ahead; ++i)
+    step.cached->guess(l + 1 + i, step.ws.next_router.data() + size_t{i} * step.config.n_expert);
   split_neurons(step, worker.n_threads);
 }
 

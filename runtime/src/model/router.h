@@ -4,7 +4,8 @@
 
 namespace sbr {
 
-// Rows of the router -> ws.router [T][E], and of the next layer's where its experts are guessed -> ws.next_router [E].
+// Rows of the router -> ws.router [T][E], and of later layers' where their experts are guessed -> ws.next_router
+// [depth][E].
 // It reads the residual stream (before attention and its norm), or, with
 // router_after_attention, ws.normed. No barrier.
 void score_experts(Worker& worker, uint32_t l);

@@ -239,17 +239,20 @@ template <typename ForEach>
 void activate(Worker& worker, uint32_t l, const ForEach& for_each) {
   const ExpertPlan& plan = worker.step.ws.plan;
   if (!worker.alone() || !worker.step.sparsity.sparse(l) || !plan.one_gather) {
+    worker.enter(Event::kGateUp, l);
     for_each([&](Segment& segment) { SegmentTask(worker, l, segment).run(); });
     return;
   }
   uint32_t* rows = worker.scratch.rows.data();
   size_t active = 0;
   const uint8_t* from = nullptr;
+  worker.enter(Event::kGate, l);
   for_each([&](Segment& segment) {
     active += SegmentTask(worker, l, segment).select(rows + active);
     from = plan.groups[segment.group].rows_of_up;
   });
   if (from == nullptr) return;  // no segment
+  worker.enter(Event::kUp, l);
   gather(worker, worker.layer(l).up, from, rows, active, worker.normed().views.data());
   const float* products = worker.scratch.products.data();
   for_each([&](Segment& segment) {
@@ -295,6 +298,7 @@ bool activate_arriving(Worker& worker, uint32_t l, Range round) {
 
 // Down of a round's experts, whose neurons are ready -> ws.expert_out.
 void project_down(Worker& worker, uint32_t l, Range round) {
+  worker.enter(Event::kDown, l);
   const Matrix& down = worker.layer(l).down;
   if (worker.step.neuron_major_down) {
     project_down_by_neuron(worker, down, worker.step.sparsity.sparse(l), round);

@@ -64,7 +64,7 @@ Workspace make_workspace(const Config& c, const Weights& weights, uint32_t n_bat
     ws.hidden = Activations(T, F, allocate);
   } else {
     ws.router = Buffer<float>(T * c.n_expert, allocate);
-    ws.next_router = Buffer<float>(c.n_expert, allocate);
+    ws.next_router = Buffer<float>(size_t{kMostLayersAhead} * c.n_expert, allocate);
     if (allocate) ws.plan = make_plan(c, T, n_threads);
     ws.hidden = Activations(P, F, allocate);
     ws.active_rows = Buffer<uint32_t>(P * F, allocate);

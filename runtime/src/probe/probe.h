@@ -7,9 +7,10 @@
 
 namespace sbr {
 
-// Errors of all three: ARGUMENT naming the option, MEMORY, IO.
+// Errors of all: ARGUMENT naming the option, MEMORY, IO; of probe_reads() also those of Bundle and Reader.
 sbr_probe_result probe_read(const sbr_probe_options& options);
 sbr_probe_result probe_gather(const sbr_probe_options& options);
 sbr_probe_result probe_storage(const std::string& path, const sbr_probe_options& options);
+sbr_probe_result probe_reads(const std::string& path, const sbr_probe_options& options);
 
 }  // namespace sbr

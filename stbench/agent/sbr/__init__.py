@@ -12,7 +12,17 @@ copied. One session belongs to one thread at a time; :meth:`Session.cancel` may 
 
 from ._bench import KernelBench
 from ._bundles import BundleInfo, bundle_describe, bundle_plan, bundle_verify, bundle_write
-from ._files import ProbeResult, describe, probe_gather, probe_read, probe_storage, synth_size, synth_write
+from ._files import (
+    ProbeResult,
+    ReadsResult,
+    describe,
+    probe_gather,
+    probe_read,
+    probe_reads,
+    probe_storage,
+    synth_size,
+    synth_write,
+)
 from ._load import Isa, Library, LoadError, NativeError, load
 from ._names import (
     BUNDLE_KINDS,
@@ -26,7 +36,7 @@ from ._names import (
     SPARSITIES,
     TYPES,
 )
-from ._session import Decoded, Model, Prefilled, Session, plan_session
+from ._session import Decoded, Model, Prefilled, Session, Timeline, plan_session
 from ._simulate import SIMULATED_POLICIES, Simulated, simulate
 
 __all__ = [
@@ -51,8 +61,10 @@ __all__ = [
     "NativeError",
     "Prefilled",
     "ProbeResult",
+    "ReadsResult",
     "Session",
     "Simulated",
+    "Timeline",
     "bundle_describe",
     "bundle_plan",
     "bundle_verify",
@@ -62,6 +74,7 @@ __all__ = [
     "plan_session",
     "probe_gather",
     "probe_read",
+    "probe_reads",
     "probe_storage",
     "simulate",
     "synth_size",

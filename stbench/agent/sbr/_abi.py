@@ -19,6 +19,7 @@ from ctypes import (
 )
 from typing import Any, FrozenSet, List, Tuple
 
+from . import _abi_timeline as timeline
 from . import _abi_tools as tools
 
 ABI_VERSION = 2
@@ -103,6 +104,7 @@ class ModelOptions(Structure):
         ("requantise_down", c_uint32),
         ("populate", c_uint32),
         ("gathers", c_uint32),
+        ("reserved", c_uint32),
         ("bundle", c_char_p),
         ("digest", c_char_p),
     ]
@@ -176,6 +178,8 @@ DIRECT_OFF = 2
 PREFETCH_AUTO = 0
 PREFETCH_EXACT = 10
 PREFETCH_NEXT_LAYER = 20
+PREFETCH_NEXT_2_LAYERS = 30
+PREFETCH_NEXT_4_LAYERS = 40
 
 VERIFY_FIRST = 0
 VERIFY_EVERY = 1
@@ -209,6 +213,8 @@ class SessionOptions(Structure):
         ("prefetch", c_uint32),
         ("verify", c_uint32),
         ("record_routing", c_uint32),
+        ("reserved", c_uint32),
+        ("timeline_events", c_uint64),
     ]
 
 
@@ -236,6 +242,7 @@ class SessionInfo(Structure):
         ("sparse_ffn_auto", c_uint32),
         ("row_split", c_uint32),
         ("cache_units", c_uint32),
+        ("reserved", c_uint32),
         ("cache_bytes", c_uint64),
         ("cache_bytes_min", c_uint64),
         ("cache_policy", c_uint32),
@@ -399,6 +406,14 @@ FUNCTIONS: List[Tuple[str, Any, List[Any]]] = [
     ("sbr_bundle_describe", c_int32, [c_char_p, POINTER(tools.BundleInfo), _ERROR]),
     ("sbr_bundle_verify", c_int32, [c_char_p, tools.Progress, c_void_p, _ERROR]),
     (
+        "sbr_session_get_timeline",
+        c_int32,
+        [
+            *(_HANDLE, POINTER(timeline.TimelineEvent), c_uint32, c_uint64),
+            *(POINTER(timeline.TimelineInfo), _ERROR),
+        ],
+    ),
+    (
         "sbr_simulate",
         c_int32,
         [POINTER(c_uint16), c_uint64, POINTER(tools.SimulateOptions), POINTER(tools.SimulateResult), _ERROR],
@@ -412,6 +427,11 @@ FUNCTIONS: List[Tuple[str, Any, List[Any]]] = [
         c_int32,
         [c_char_p, POINTER(tools.ProbeOptions), POINTER(tools.ProbeResult), _ERROR],
     ),
+    (
+        "sbr_probe_reads",
+        c_int32,
+        [c_char_p, POINTER(tools.ProbeOptions), POINTER(tools.ProbeResult), _ERROR],
+    ),
     ("sbr_kernel_bench_create", c_int32, [POINTER(tools.KernelBenchOptions), POINTER(_HANDLE), _ERROR]),
     ("sbr_kernel_bench_run", c_int32, [_HANDLE, c_uint32, POINTER(tools.ProbeResult), _ERROR]),
     ("sbr_kernel_bench_free", None, [_HANDLE]),
@@ -419,4 +439,4 @@ FUNCTIONS: List[Tuple[str, Any, List[Any]]] = [
 
 # Younger than ABI version 2: an older build of that ABI lacks them and is measured beside a newer one all the
 # same. Whoever calls one of these on such a library gets a LoadError.
-LATER: FrozenSet[str] = frozenset()
+LATER: FrozenSet[str] = frozenset({"sbr_session_get_timeline"})

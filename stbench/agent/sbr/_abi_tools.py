@@ -88,6 +88,7 @@ class SynthSpec(Structure):
         ("lm_head_keep", c_uint32),
         ("architecture", c_char * 32),
         ("name", c_char * 96),
+        ("reserved", c_uint32),
     ]
 
 
@@ -107,6 +108,8 @@ class ProbeOptions(Structure):
         ("duration_ns", c_uint64),
         ("direct", c_uint32),
         ("reserved", c_uint32),
+        ("io", c_uint32),
+        ("io_threads", c_uint32),
     ]
 
 
@@ -119,6 +122,9 @@ class ProbeResult(Structure):
         ("bytes", c_uint64),
         ("ns", c_uint64),
         ("operations", c_uint64),
+        ("io", c_uint32),
+        ("io_direct", c_uint32),
+        ("row_bytes", c_uint64),
     ]
 
 

@@ -7,7 +7,7 @@ from typing import Any, Callable, Dict, NamedTuple, Optional, Sequence, Tuple
 
 from . import _abi, _abi_tools
 from ._load import Library, NativeError
-from ._names import TYPES, number, sized, uint32s
+from ._names import IO_KINDS, TYPES, number, sized, uint32s
 
 # Called with (done_bytes, total_bytes); a true result stops.
 ProgressCallback = Callable[[int, int], Any]
@@ -82,6 +82,18 @@ class ProbeResult(NamedTuple):
     operations: int
 
 
+class ReadsResult(NamedTuple):
+    """``bytes`` of units of ``unit_bytes`` in ``ns`` nanoseconds, ``depth`` reads at a time. ``io`` of
+    :data:`IO_KINDS`; ``direct``: past the page cache."""
+
+    depth: int
+    bytes: int
+    ns: int
+    unit_bytes: int
+    io: str
+    direct: bool
+
+
 def _probe(library: Library, function: str, head: Tuple[Any, ...], options: Dict[str, Any]) -> ProbeResult:
     cpus = options.pop("cpus", ())
     native = sized(_abi_tools.ProbeOptions, **options)
@@ -134,3 +146,29 @@ def probe_storage(
         n_threads=n_threads, row_bytes=row_bytes, duration_ns=duration_ns, direct=int(direct), cpus=cpus
     )
     return _probe(library, "sbr_probe_storage", (os.fsencode(path),), options)
+
+
+def probe_reads(
+    library: Library,
+    path: str,
+    duration_ns: int,
+    unit_bytes: int = 0,
+    io: str = "auto",
+    at_a_time: int = 0,
+    direct: bool = True,
+) -> ReadsResult:
+    """Random units by the readers of a session, ``at_a_time``, or as many as these ever have (0): of the
+    bundle ``path``, or with ``unit_bytes`` (a multiple of 4096) of any file. Raises NativeError."""
+    options = sized(
+        _abi_tools.ProbeOptions,
+        n_threads=at_a_time,
+        row_bytes=unit_bytes,
+        duration_ns=duration_ns,
+        direct=int(direct),
+        io=number(IO_KINDS, io, "io"),
+    )
+    result = sized(_abi_tools.ProbeResult)
+    library.call("sbr_probe_reads", os.fsencode(path), ctypes.byref(options), ctypes.byref(result))
+    used = next((name for name, known in IO_KINDS.items() if known == result.io), str(result.io))
+    direct_used = result.io_direct == _abi.DIRECT_ON
+    return ReadsResult(result.n_threads, result.bytes, result.ns, result.row_bytes, used, direct_used)

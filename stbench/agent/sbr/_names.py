@@ -46,6 +46,8 @@ PREFETCH_MODES = {
     "auto": _abi.PREFETCH_AUTO,
     "exact": _abi.PREFETCH_EXACT,
     "next-layer": _abi.PREFETCH_NEXT_LAYER,
+    "next-2": _abi.PREFETCH_NEXT_2_LAYERS,
+    "next-4": _abi.PREFETCH_NEXT_4_LAYERS,
 }
 VERIFY_MODES = {"first": _abi.VERIFY_FIRST, "every": _abi.VERIFY_EVERY, "never": _abi.VERIFY_NEVER}
 

@@ -6,7 +6,7 @@ import os
 import weakref
 from typing import Any, Iterable, List, NamedTuple, Optional, Sequence, Tuple, Union
 
-from . import _abi
+from . import _abi, _abi_timeline
 from ._load import Library, NativeError
 from ._names import (
     DIRECT_MODES,
@@ -130,6 +130,16 @@ class Decoded(NamedTuple):
     scores: Any
 
 
+class Timeline(NamedTuple):
+    """The first ``n_events`` of ``events`` (``sbr_timeline_event`` structures) are each thread's in their
+    order, then storage's; ``n_lost`` were overwritten by later ones. There is room for ``capacity`` each."""
+
+    events: Any
+    n_events: int
+    n_lost: int
+    capacity: int
+
+
 def _session_options(
     library: Library,
     n_threads: int = 1,
@@ -153,6 +163,7 @@ def _session_options(
     prefetch: str = "auto",
     verify: str = "first",
     record_routing: bool = False,
+    timeline_events: int = 0,
 ) -> Any:
     options = sized(_abi.SessionOptions)
     library.sbr_session_options_init(ctypes.byref(options))
@@ -180,6 +191,7 @@ def _session_options(
     options.prefetch = number(PREFETCH_MODES, prefetch, "prefetch")
     options.verify = number(VERIFY_MODES, verify, "verify")
     options.record_routing = int(record_routing)
+    options.timeline_events = timeline_events
     return options
 
 
@@ -339,6 +351,18 @@ class Session:
         experts = (ctypes.c_uint16 * (count.value * info.n_layer * info.n_expert_used))()
         self.library.call("sbr_session_get_routing", self.handle, experts, count.value, None)
         return experts
+
+    def timeline(self) -> "Timeline":
+        """What was done since creation or the last :meth:`reset_counters`, with ``timeline_events``. Raises
+        NativeError."""
+        info = sized(_abi_timeline.TimelineInfo)
+        size = ctypes.sizeof(_abi_timeline.TimelineEvent)
+        name = "sbr_session_get_timeline"
+        self.library.call(name, self.handle, None, size, 0, ctypes.byref(info))
+        # Reads may end meanwhile.
+        events = (_abi_timeline.TimelineEvent * (info.n_events + 64))()
+        self.library.call(name, self.handle, events, size, len(events), ctypes.byref(info))
+        return Timeline(events, int(info.n_written), int(info.n_lost), int(info.capacity))
 
     def replay_routing(self, experts: Optional[Sequence[int]]) -> None:
         """From now on the token at position p uses set p modulo their number of ``experts``, laid out as
