@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stbench.agent import sbr
-from stbench.build import find_library
+from stbench.builds.build import find_library
 from stbench.errors import BuildError, InputError, StbenchError, UsageError
 
 Logits = NDArray[np.float32]

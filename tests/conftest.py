@@ -15,7 +15,7 @@ import pytest
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 from stbench.agent import sbr
-from stbench.build import find_library
+from stbench.builds.build import find_library
 from stbench.errors import BuildError
 
 # What a machine may lack although nothing can install it there: such skips are allowed in CI, too.

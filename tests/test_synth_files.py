@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from stbench import gemma3n
 from stbench.agent import sbr
 from stbench.agent.wire import SynthSpec
+from stbench.models import gemma3n
 
 SMALLTHINKER = SynthSpec(
     architecture="smallthinker",

@@ -3,7 +3,7 @@
 Memory bandwidth of a shared machine moves by a factor within minutes, so a speed means something only beside
 the bandwidth of its own minute. A probe runs in a process apart from the measuring one, so that its buffer is
 never in the job's peak memory, with the job's threads and CPUs. It reports raw bytes and ns; what counts as
-disturbed is decided when records are read (stbench/disturbance.py).
+disturbed is decided when records are read (stbench/records/disturbance.py).
 
 Storage is probed beside jobs with a cache of units or a memory limit, by the very readers that the runtime
 reads units with and with as many reads at a time as these ever have (``sbr_probe_reads``). A probe with fewer

@@ -2,10 +2,9 @@
 
 On a board with big and little cores, or a PC with performance and efficiency cores, "all" is often slower
 than the big ones alone, and memory may be saturated by half of them. Candidates come from the host
-(:mod:`stbench.candidates`) and take turns in several rounds, so that a slow minute hits all alike; one that
-is hopeless in the first two is not measured again. Model and settings are those of the job; the context is
-short.
-"""
+(:mod:`stbench.sweeps.candidates`) and take turns in several rounds, so that a slow minute hits all alike; one
+that is hopeless in the first two is not measured again. Model and settings are those of the job; the context
+is short."""
 
 import dataclasses
 import statistics

@@ -13,7 +13,7 @@ from stbench.console import print_json, stderr_console, stdout_console
 
 if TYPE_CHECKING:
     from stbench.agent.wire import DeviceFacts
-    from stbench.inventory import Device
+    from stbench.devices.inventory import Device
 
 EXAMPLE = """
 stbench devices add pi@raspberry-pi-4.local
@@ -50,9 +50,9 @@ def register(subparsers: Subparsers) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Asks about the host key when nobody pinned it, logs in, reads the facts and appends the entry."""
-    from stbench import devices_file
     from stbench.connectors import connector_for
-    from stbench.prepare import connected
+    from stbench.devices import devices_file
+    from stbench.sweeps.prepare import connected
 
     device = _device(args)
     _refuse_known(args.devices, device)
@@ -81,8 +81,8 @@ def run(args: argparse.Namespace) -> int:
 
 def _device(args: argparse.Namespace) -> Device:
     """The device that the arguments describe. Raises :class:`stbench.errors.UsageError`."""
-    from stbench.device_entry import NAME, USER
-    from stbench.inventory import Device
+    from stbench.devices.device_entry import NAME, USER
+    from stbench.devices.inventory import Device
 
     if re.match(r"[^@]*:[^@]*@", args.target):
         raise errors.UsageError(
@@ -118,7 +118,7 @@ def _device(args: argparse.Namespace) -> Device:
 
 def _refuse_known(path: Path, device: Device) -> None:
     """Before anybody is asked anything: what is in the file already is not added."""
-    from stbench.inventory import load_inventory
+    from stbench.devices.inventory import load_inventory
 
     if not path.exists():
         return

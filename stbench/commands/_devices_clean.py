@@ -12,7 +12,7 @@ from stbench.console import print_json, stderr_console, stdout_console
 
 if TYPE_CHECKING:
     from stbench.agent.housekeeping import CleanResult
-    from stbench.inventory import Device
+    from stbench.devices.inventory import Device
 
 EXAMPLE = """
 stbench devices clean rpi5
@@ -63,7 +63,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _devices(args: argparse.Namespace) -> list[Device]:
-    from stbench.inventory import load_inventory
+    from stbench.devices.inventory import load_inventory
     from stbench.yamlfile import unknown_name
 
     inventory = load_inventory(args.devices)
@@ -81,10 +81,10 @@ def _devices(args: argparse.Namespace) -> list[Device]:
 
 
 def _clean(device: Device, *, models: bool, dry_run: bool) -> CleanResult:
-    from stbench.build import find_library
+    from stbench.builds.build import find_library
+    from stbench.campaigns.deploy import clean
     from stbench.connectors import connector_for
-    from stbench.deploy import clean
-    from stbench.prepare import connected
+    from stbench.sweeps.prepare import connected
 
     try:
         library = find_library()

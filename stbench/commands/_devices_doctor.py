@@ -12,8 +12,8 @@ from stbench.commands import Subparsers, add_command
 from stbench.console import print_json, stderr_console, stdout_console
 
 if TYPE_CHECKING:
-    from stbench.examination import Examined
-    from stbench.inventory import Device
+    from stbench.devices.inventory import Device
+    from stbench.doctor.examination import Examined
 
 EXAMPLE = """
 stbench devices doctor
@@ -48,8 +48,8 @@ def register(subparsers: Subparsers) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Exit code 0: examined, and no run would fail; 3: some would; 4: a device was not reached."""
-    from stbench import examination
-    from stbench.findings import FAILS
+    from stbench.doctor import examination
+    from stbench.doctor.findings import FAILS
 
     if args.tree is not None and (args.names or args.bundle is not None):
         raise errors.UsageError("--tree examines what was captured: it takes no NAME and makes no --bundle")
@@ -71,7 +71,7 @@ def run(args: argparse.Namespace) -> int:
         why = str(error).removeprefix(f"{name}: ") + (f" (try: {error.hint})" if error.hint else "")
         stderr_console().print(f"{name}: not examined: {why}", markup=False, soft_wrap=True)
     if args.bundle is not None and any(one.meta is not None for one in examined):
-        from stbench.reporting import write_atomically
+        from stbench.tables.reporting import write_atomically
 
         write_atomically(args.bundle, examination.bundle(examined))
         stderr_console(quiet=args.quiet).print(
@@ -86,7 +86,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _chosen(args: argparse.Namespace) -> list[Device]:
     """Devices by name, enabled or not; without names the enabled ones."""
-    from stbench.inventory import load_inventory
+    from stbench.devices.inventory import load_inventory
     from stbench.yamlfile import unknown_name
 
     inventory = load_inventory(args.devices)
@@ -122,7 +122,7 @@ def _examine_all(devices: list[Device], problems: dict[str, errors.DeviceError])
 
 def _examine(device: Device) -> Examined | errors.DeviceError:
     from stbench.connectors import connector_for
-    from stbench.examination import examine
+    from stbench.doctor.examination import examine
 
     try:
         connector = connector_for(device)

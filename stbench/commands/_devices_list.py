@@ -13,8 +13,8 @@ from stbench.console import print_json, stdout_console
 
 if TYPE_CHECKING:
     from stbench.agent.wire import DeviceFacts
-    from stbench.build import Library
-    from stbench.inventory import Device
+    from stbench.builds.build import Library
+    from stbench.devices.inventory import Device
 
 EXAMPLE = """
 stbench devices
@@ -44,7 +44,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Lists all devices; probes the enabled ones. Exit code 4 when one of them does not answer."""
-    from stbench.inventory import load_inventory
+    from stbench.devices.inventory import load_inventory
 
     inventory = load_inventory(args.devices)
     asked = [] if args.no_probe else inventory.enabled()
@@ -73,7 +73,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _library(explicit: Path | None) -> Library | None:
     """Without a runtime everything but the instruction sets is still known."""
-    from stbench.build import find_library
+    from stbench.builds.build import find_library
 
     if explicit is not None:
         return find_library(explicit)
@@ -85,11 +85,11 @@ def _library(explicit: Path | None) -> Library | None:
 
 def _answer(device: Device, library: Library | None) -> DeviceFacts | str:
     """Facts, or why there are none."""
-    from stbench import board
-    from stbench.agentclient import Agent
-    from stbench.build import library_for
+    from stbench.builds.build import library_for
+    from stbench.campaigns.agentclient import Agent
+    from stbench.campaigns.deploy import deploy
     from stbench.connectors import connector_for
-    from stbench.deploy import deploy
+    from stbench.devices import board
 
     try:
         connector = connector_for(device)
@@ -138,7 +138,7 @@ def _where(device: Device) -> str:
 
 
 def _thread_word(threads: int) -> str:
-    from stbench.axes import AUTO_THREADS
+    from stbench.sweeps.axes import AUTO_THREADS
 
     return "auto" if threads == AUTO_THREADS else str(threads)
 

@@ -12,7 +12,7 @@ from stbench.commands import Subparsers, add_command
 from stbench.console import print_json, stderr_console, stdout_console
 
 if TYPE_CHECKING:
-    from stbench.inventory import Device
+    from stbench.devices.inventory import Device
 
 EXAMPLE = """
 stbench devices trust rpi5
@@ -101,7 +101,7 @@ def _confirm(device: Device, sentence: str, shown: str) -> None:
 
 
 def _device(file: Path, name: str) -> Device:
-    from stbench.inventory import load_inventory
+    from stbench.devices.inventory import load_inventory
     from stbench.yamlfile import unknown_name
 
     devices = {device.name: device for device in load_inventory(file).devices}

@@ -13,10 +13,10 @@ def run(args: argparse.Namespace) -> int:
 
     from rich.markup import escape
 
-    from stbench import bundle_files
-    from stbench.build import find_library
+    from stbench.builds.build import find_library
+    from stbench.campaigns.live import Live
     from stbench.console import print_json, stderr_console
-    from stbench.live import Live
+    from stbench.models import bundle_files
 
     if not args.name:
         raise UsageError(

@@ -15,12 +15,13 @@ from stbench.commands import AddUp
 from stbench.errors import InventoryError, StbenchError, StoreError, UsageError
 
 if TYPE_CHECKING:
-    from stbench.inventory import Device
-    from stbench.plan import Plan
-    from stbench.prepare import Prepared
-    from stbench.sweep import Sweep
+    from stbench.devices.inventory import Device
+    from stbench.sweeps.plan import Plan
+    from stbench.sweeps.prepare import Prepared
+    from stbench.sweeps.sweep import Sweep
 
-# Options whose values go to stbench.sweep as they were typed. Lists add up, but those of _SINGLE are none.
+# Options whose values go to stbench.sweeps.sweep as they were typed. Lists add up, but those of _SINGLE are
+# none.
 _SINGLE = frozenset(("preset", "isa", "kv_type", "load", "io_direct", "replay_routing", "max_time"))
 _AXES = (
     (
@@ -171,14 +172,14 @@ def typed_axes(args: argparse.Namespace) -> dict[str, Any]:
 
 def sweep_of(args: argparse.Namespace) -> Sweep:
     """The sweep of options and file. Raises :class:`stbench.errors.SweepError`."""
-    from stbench.sweep import load_sweep
+    from stbench.sweeps.sweep import load_sweep
 
     return load_sweep(typed_axes(args), args.sweep_file)
 
 
 def devices_of(args: argparse.Namespace) -> list[Device]:
     """The enabled devices that ``--device`` selects. Raises :class:`InventoryError`, :class:`UsageError`."""
-    from stbench.inventory import load_inventory
+    from stbench.devices.inventory import load_inventory
 
     inventory = load_inventory(args.devices)
     devices = inventory.enabled()
@@ -237,12 +238,12 @@ def planned(
     """Connects, deploys, asks for facts and plans; devices stay connected inside the block. ``lease``: takes
     them for this process, as everything that measures must. With ``note``, which is told, devices that cannot
     be reached are left out as long as there are others. ``wait_s``: how long jobs wait for a busy board."""
-    from stbench.agentclient import needs_library
-    from stbench.build import find_library
-    from stbench.plan import build_plan
-    from stbench.prepare import label_names, prepared
-    from stbench.programs import check_engines
-    from stbench.traces import trace_of
+    from stbench.builds.build import find_library
+    from stbench.builds.programs import check_engines
+    from stbench.campaigns.agentclient import needs_library
+    from stbench.campaigns.traces import trace_of
+    from stbench.sweeps.plan import build_plan
+    from stbench.sweeps.prepare import label_names, prepared
 
     devices = devices_of(args)
     check_engines(sweep.engines, devices)

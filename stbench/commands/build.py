@@ -13,8 +13,8 @@ from stbench.console import print_json, stderr_console
 from stbench.errors import EXIT_OK, InventoryError, UsageError
 
 if TYPE_CHECKING:
-    from stbench.crossbuild import Built, Report
-    from stbench.inventory import Device
+    from stbench.builds.crossbuild import Built, Report
+    from stbench.devices.inventory import Device
 
 EXAMPLE = """
 stbench build                                 for every aarch64 board
@@ -82,7 +82,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _here(args: argparse.Namespace, report: Report) -> Built:
-    from stbench.crossbuild import build
+    from stbench.builds.crossbuild import build
 
     if args.options and args.toolchain is None:
         raise UsageError("-D sets variables of a toolchain file and needs --toolchain")
@@ -96,7 +96,7 @@ def _here(args: argparse.Namespace, report: Report) -> Built:
 
 
 def _on_device(args: argparse.Namespace, report: Report) -> Built:
-    from stbench.boardbuild import build_on
+    from stbench.builds.boardbuild import build_on
 
     if args.target or args.toolchain or args.options:
         raise UsageError(
@@ -106,7 +106,7 @@ def _on_device(args: argparse.Namespace, report: Report) -> Built:
 
 
 def _device(args: argparse.Namespace) -> Device:
-    from stbench.inventory import load_inventory
+    from stbench.devices.inventory import load_inventory
     from stbench.yamlfile import unknown_name
 
     inventory = load_inventory(args.devices)

@@ -9,7 +9,7 @@ from stbench.commands import AddUp, add_command
 
 if TYPE_CHECKING:
     from stbench.commands import Subparsers
-    from stbench.table import Table
+    from stbench.tables.table import Table
 
 _EXAMPLE = """
 stbench compare results/before results/after
@@ -80,9 +80,10 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _sides(args: argparse.Namespace) -> int:
-    from stbench import compare, errors, noise, verdict_table
+    from stbench import errors
+    from stbench.comparison import compare, noise, verdict_table
     from stbench.console import stderr_console
-    from stbench.sides import read_side
+    from stbench.records.sides import read_side
 
     log = stderr_console(quiet=args.quiet)
     a, b = (read_side(text) for text in args.results)
@@ -108,9 +109,10 @@ def _sides(args: argparse.Namespace) -> int:
 
 
 def _engines(args: argparse.Namespace) -> int:
-    from stbench import errors, versus
+    from stbench import errors
+    from stbench.comparison import versus
     from stbench.console import stderr_console
-    from stbench.sides import read_side
+    from stbench.records.sides import read_side
 
     names = args.engines.split(",")
     if len(names) != 2 or not all(names) or names[0] == names[1]:
@@ -145,8 +147,8 @@ def _engines(args: argparse.Namespace) -> int:
 def _print(args: argparse.Namespace, table: Table, data: dict[str, Any]) -> None:
     import sys
 
-    from stbench import render
     from stbench.console import print_json, stdout_console
+    from stbench.tables import render
 
     if args.json or args.format == "json":
         print_json(data)

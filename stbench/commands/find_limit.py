@@ -14,13 +14,13 @@ from stbench.commands._sweep_options import add_options
 
 if TYPE_CHECKING:
     from stbench.agent.wire import JobSpec, RunRecord
+    from stbench.caches.find_limit import Outcome, Resolution
+    from stbench.caches.limit_answers import Answer
+    from stbench.caches.limit_probe import CaseFailed, Prober
+    from stbench.campaigns.live import Live
     from stbench.commands._sweep_options import Ready
-    from stbench.find_limit import Outcome, Resolution
-    from stbench.limit_answers import Answer
-    from stbench.limit_probe import CaseFailed, Prober
-    from stbench.live import Live
-    from stbench.store import Store
-    from stbench.sweep import Sweep
+    from stbench.records.store import Store
+    from stbench.sweeps.sweep import Sweep
 
 _EXAMPLE = """
 stbench find-limit --models smallthinker-4b --sparse-ffn on --sparse-lm-head on -n 64
@@ -64,7 +64,7 @@ def register(subparsers: Subparsers) -> None:
 
 
 def _size(text: str) -> int:
-    from stbench.limited import SMALLEST_LIMIT, parse_bytes
+    from stbench.sweeps.limited import SMALLEST_LIMIT, parse_bytes
 
     try:
         size = parse_bytes(text)
@@ -76,8 +76,8 @@ def _size(text: str) -> int:
 
 
 def _resolution(text: str) -> Resolution:
-    from stbench.find_limit import Resolution
-    from stbench.limited import parse_bytes
+    from stbench.caches.find_limit import Resolution
+    from stbench.sweeps.limited import parse_bytes
 
     share = re.fullmatch(r"(\d{1,2}(?:\.\d{1,2})?) ?%", text.strip())
     try:
@@ -101,12 +101,13 @@ def _speed(text: str) -> float:
 
 def run(args: argparse.Namespace) -> int:
     """Searches each case, prints steps and answers."""
-    from stbench import errors, limit_answers
+    from stbench import errors
+    from stbench.caches import limit_answers
+    from stbench.caches.limit_probe import CaseFailed
+    from stbench.campaigns.live import Live
     from stbench.commands._sweep_options import devices_of, new_campaign_name, planned
     from stbench.console import stderr_console
-    from stbench.limit_probe import CaseFailed
-    from stbench.live import Live
-    from stbench.store import validate_campaign_name
+    from stbench.records.store import validate_campaign_name
 
     sweep = _sweep(args)
     (device, *others) = devices_of(args)
@@ -170,7 +171,7 @@ def _print(
     args: argparse.Namespace, campaign: str, answers: list[Answer], failed: dict[str, CaseFailed]
 ) -> None:
     """All answers: of several cases one table, of one case its steps."""
-    from stbench import limit_answers
+    from stbench.caches import limit_answers
     from stbench.console import print_json, stdout_console
 
     if args.json:
@@ -192,7 +193,7 @@ def _sweep(args: argparse.Namespace) -> Sweep:
     """What is searched for: a sweep without limits. Raises :class:`UsageError`."""
     from stbench.commands._sweep_options import sweep_of, typed_axes
     from stbench.errors import UsageError
-    from stbench.sweep import WORKLOADS
+    from stbench.sweeps.sweep import WORKLOADS
 
     typed = typed_axes(args)
     for key, why in _REFUSED.items():
@@ -216,9 +217,10 @@ def _sweep(args: argparse.Namespace) -> Sweep:
 
 def _prober(args: argparse.Namespace, campaign: str, sweep: Sweep, ready: Ready, live: Live) -> Prober:
     import stbench
-    from stbench import limit_probe, store
+    from stbench.caches import limit_probe
+    from stbench.campaigns.references import References
     from stbench.errors import StoreError, UsageError
-    from stbench.references import References
+    from stbench.records import store
 
     if any(job.choice is not None for job in ready.plan.jobs):
         raise UsageError("-t auto would search for threads anew under every limit", hint="-t 4, or -t all")
@@ -270,8 +272,8 @@ def _plain(data: Any) -> Any:
 
 
 def _answer(args: argparse.Namespace, prober: Prober, case: JobSpec, ready: Ready, live: Live) -> Answer:
-    from stbench import find_limit, limit_answers, limit_probe
-    from stbench.limited import SMALLEST_LIMIT
+    from stbench.caches import find_limit, limit_answers, limit_probe
+    from stbench.sweeps.limited import SMALLEST_LIMIT
 
     (device,) = ready.devices
     resolution = args.resolution or find_limit.Resolution()

@@ -42,11 +42,12 @@ def register(subparsers: Subparsers) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Streams the text to stdout; with ``--json``, one document at the end."""
-    from stbench import generate, native
+    from stbench import native
     from stbench.console import print_json
     from stbench.errors import UsageError
-    from stbench.sampling import Sampling
-    from stbench.tokenizer import TextTokenizer
+    from stbench.text import generate
+    from stbench.text.sampling import Sampling
+    from stbench.text.tokenizer import TextTokenizer
 
     if args.n < 1:
         raise UsageError(f"-n: expected 1 or more, got {args.n}")

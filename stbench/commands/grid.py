@@ -59,8 +59,9 @@ def register(subparsers: Subparsers) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Reads the records and prints their tables."""
-    from stbench import engine_view, grid, render, reporting, store
     from stbench.console import stderr_console, stdout_console
+    from stbench.records import store
+    from stbench.tables import engine_view, grid, render, reporting
 
     log = stderr_console(quiet=args.quiet)
     ratio_to = _ratio_to(args.ratio_to)
@@ -90,7 +91,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _ratio_to(items: list[str]) -> dict[str, str]:
     from stbench.errors import UsageError
-    from stbench.published import published_tables
+    from stbench.tables.published import published_tables
 
     known = sorted({device.key for table in published_tables() for device in table.devices})
     pairs = {}

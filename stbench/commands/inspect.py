@@ -28,9 +28,10 @@ def register(subparsers: Subparsers) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Prints the tables, or the whole description with ``--json``."""
-    from stbench import inspection, native
+    from stbench import native
     from stbench.console import print_json
     from stbench.errors import UsageError
+    from stbench.models import inspection
 
     if args.items < 0:
         raise UsageError(f"--items: expected 0 or more, got {args.items}")
@@ -81,7 +82,7 @@ def _total(name: str, count: dict[str, Any]) -> str:
 
 
 def _summary(found: dict[str, Any]) -> Iterator[str]:
-    from stbench.inspection import DOWN_WORDS
+    from stbench.models.inspection import DOWN_WORDS
 
     totals, runtime = found["totals"], found["runtime"]
     yield from (_total(name, count) for name, count in totals["types"].items())

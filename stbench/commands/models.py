@@ -11,7 +11,7 @@ from stbench.console import print_json, stderr_console, stdout_console
 from stbench.errors import EXIT_OK, UsageError
 
 if TYPE_CHECKING:
-    from stbench.catalogue import Entry
+    from stbench.models.catalogue import Entry
 
 EXAMPLE = """
 stbench models
@@ -67,7 +67,7 @@ def run(args: argparse.Namespace) -> int:
 def _list(args: argparse.Namespace) -> int:
     from rich.table import Table
 
-    from stbench import catalogue
+    from stbench.models import catalogue
 
     entries = [catalogue.lookup(name) for name in catalogue.names()]
     if args.json:
@@ -142,14 +142,14 @@ def _as_json(entry: Entry) -> dict[str, Any]:
 def _make(args: argparse.Namespace) -> int:
     from dataclasses import replace
 
-    from stbench import catalogue
-    from stbench.agentclient import Agent
-    from stbench.build import find_library
+    from stbench.builds.build import find_library
+    from stbench.campaigns.agentclient import Agent
+    from stbench.campaigns.deploy import deploy
+    from stbench.campaigns.live import Live
     from stbench.connectors.local import LocalConnector
-    from stbench.deploy import deploy
-    from stbench.inventory import Device
-    from stbench.live import Live
-    from stbench.prepare import file_name, free_space_for
+    from stbench.devices.inventory import Device
+    from stbench.models import catalogue
+    from stbench.sweeps.prepare import file_name, free_space_for
 
     if not args.name:
         raise UsageError("which model?", hint="`stbench models` lists them")

@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from stbench.commands import Subparsers
-    from stbench.noise import Noise
-    from stbench.sides import Side
+    from stbench.comparison.noise import Noise
+    from stbench.records.sides import Side
 
 _EXAMPLE = """
 stbench noise --models qwen3-0.6b -n 32
@@ -54,7 +54,7 @@ def register(subparsers: Subparsers) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Measures or reads, splits, stores, prints."""
-    from stbench import noise
+    from stbench.comparison import noise
     from stbench.console import print_json, stderr_console, stdout_console
     from stbench.errors import CellsFailed
 
@@ -84,7 +84,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _sides(args: argparse.Namespace) -> list[Side]:
     from stbench.errors import UsageError
-    from stbench.sides import read_side
+    from stbench.records.sides import read_side
 
     if not args.taken:
         return [_measured(args)]
@@ -97,11 +97,11 @@ def _sides(args: argparse.Namespace) -> list[Side]:
 
 def _measured(args: argparse.Namespace) -> Side:
     from stbench import errors
+    from stbench.campaigns.live import Live
     from stbench.commands._sweep_options import new_campaign_name, planned, sweep_of
     from stbench.commands.sweep import measure
     from stbench.console import stderr_console
-    from stbench.live import Live
-    from stbench.sides import side_of
+    from stbench.records.sides import side_of
 
     if args.axis_replicates is None:
         args.axis_replicates = _REPLICATES

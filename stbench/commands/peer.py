@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Callable
 from dataclasses import asdict
 
-from stbench import peer
+from stbench.builds import peer
 from stbench.commands import Subparsers, add_command
 from stbench.console import print_json, stderr_console
 from stbench.errors import UsageError

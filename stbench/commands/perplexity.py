@@ -36,10 +36,11 @@ def run(args: argparse.Namespace) -> int:
     """Prints the perplexity and its standard error."""
     from dataclasses import asdict
 
-    from stbench import native, perplexity
+    from stbench import native
     from stbench.console import print_json
-    from stbench.textfile import read_text
-    from stbench.tokenizer import TextTokenizer
+    from stbench.text import perplexity
+    from stbench.text.textfile import read_text
+    from stbench.text.tokenizer import TextTokenizer
 
     library = native.open_library(args.library)
     keys = native.metadata(library, args.model)

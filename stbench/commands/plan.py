@@ -10,7 +10,7 @@ from stbench.commands._sweep_options import add_options, new_campaign_name, plan
 from stbench.console import print_json, stderr_console, stdout_console
 
 if TYPE_CHECKING:
-    from stbench.plan import Plan
+    from stbench.sweeps.plan import Plan
 
 EXAMPLE = """
 stbench plan --preset published-4b
@@ -32,7 +32,7 @@ def register(subparsers: Subparsers) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Prints the plan."""
-    from stbench.live import Live
+    from stbench.campaigns.live import Live
 
     sweep = sweep_of(args)
     campaign = args.campaign or new_campaign_name(sweep.preset, args.results)
@@ -52,7 +52,7 @@ def print_plan(plan: Plan, *, as_json: bool) -> None:
     """On stdout, for people or as JSON."""
     from rich.table import Table
 
-    from stbench.live import duration
+    from stbench.campaigns.live import duration
 
     if as_json:
         print_json(plan.describe())

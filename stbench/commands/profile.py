@@ -12,11 +12,11 @@ from stbench.commands._sweep_options import add_options
 
 if TYPE_CHECKING:
     from stbench.agent.wire import RunRecord
+    from stbench.campaigns.live import Live
     from stbench.commands._sweep_options import Ready
-    from stbench.live import Live
-    from stbench.plan import Plan
-    from stbench.profile import Summary, Timeline, Token
-    from stbench.sweep import Sweep
+    from stbench.profiles.profile import Summary, Timeline, Token
+    from stbench.sweeps.plan import Plan
+    from stbench.sweeps.sweep import Sweep
 
 _EXAMPLE = """
 stbench profile smallthinker-4b --sparse-ffn on --sparse-lm-head on -n 16
@@ -56,10 +56,10 @@ def register(subparsers: Subparsers) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Runs or reads, prints and draws."""
-    from stbench import profile
     from stbench.agent.timelines import SUFFIX
     from stbench.console import print_json, stderr_console
     from stbench.errors import EXIT_OK, UsageError
+    from stbench.profiles import profile
 
     if args.chart is not None and args.chart.suffix not in (".png", ".svg"):
         raise UsageError(f"--chart {args.chart}: expected a name that ends in .png or .svg")
@@ -89,10 +89,10 @@ def run(args: argparse.Namespace) -> int:
 def _measured(args: argparse.Namespace) -> tuple[Path, RunRecord]:
     """Runs the case; its timeline's file and its record."""
     from stbench import errors
+    from stbench.campaigns.live import Live
     from stbench.commands._sweep_options import devices_of, new_campaign_name, planned
     from stbench.console import stderr_console
-    from stbench.live import Live
-    from stbench.store import validate_campaign_name
+    from stbench.records.store import validate_campaign_name
 
     sweep = _sweep(args)
     (device, *others) = devices_of(args)
@@ -126,7 +126,7 @@ def _measured(args: argparse.Namespace) -> tuple[Path, RunRecord]:
 def _sweep(args: argparse.Namespace) -> Sweep:
     from stbench.commands._sweep_options import sweep_of, typed_axes
     from stbench.errors import UsageError
-    from stbench.sweep import WORKLOADS
+    from stbench.sweeps.sweep import WORKLOADS
 
     typed = typed_axes(args)
     for key in ("models", "preset"):
@@ -145,8 +145,8 @@ def _sweep(args: argparse.Namespace) -> Sweep:
 def _traced(ready: Ready, sweep: Sweep) -> Plan:
     """The plan, its only job with the timeline on. Raises :class:`UsageError` for more than one."""
     from stbench.errors import UsageError
-    from stbench.identity import job_id
-    from stbench.plan import RECORDED
+    from stbench.sweeps.identity import job_id
+    from stbench.sweeps.plan import RECORDED
 
     if ready.plan.searches:
         raise UsageError("-t auto would search for threads first", hint="-t 4, or -t all")
@@ -168,10 +168,10 @@ def _traced(ready: Ready, sweep: Sweep) -> Plan:
 def _record(directory: Path, plan: Plan, ready: Ready, sweep: Sweep, live: Live) -> RunRecord:
     """The run's record, in the campaign of that directory."""
     from stbench import errors
-    from stbench.campaign import UNFINISHED, run_campaign
-    from stbench.description import description
-    from stbench.references import References
-    from stbench.store import Store, read_records
+    from stbench.campaigns.campaign import UNFINISHED, run_campaign
+    from stbench.campaigns.description import description
+    from stbench.campaigns.references import References
+    from stbench.records.store import Store, read_records
 
     with Store.open(directory) as store:
         if store.reading.records:
@@ -193,8 +193,8 @@ def _record(directory: Path, plan: Plan, ready: Ready, sweep: Sweep, live: Live)
 
 
 def _print(timeline: Timeline, summary: Summary, record: RunRecord | None) -> None:
-    from stbench import profile_tables
     from stbench.console import stdout_console
+    from stbench.profiles import profile_tables
 
     console = stdout_console()
     for line in profile_tables.heading(timeline, summary, record):
@@ -208,14 +208,14 @@ def _print(timeline: Timeline, summary: Summary, record: RunRecord | None) -> No
 def _trace(timeline: Timeline) -> bytes:
     import json
 
-    from stbench.profile_trace import trace_events
+    from stbench.profiles.profile_trace import trace_events
 
     return json.dumps(trace_events(timeline), separators=(",", ":")).encode()
 
 
 def _chart(args: argparse.Namespace, timeline: Timeline, found: list[Token]) -> bytes:
-    from stbench import charts
-    from stbench.profile_chart import timeline_figure
+    from stbench.profiles.profile_chart import timeline_figure
+    from stbench.tables import charts
 
     # The last ones: caches are as warm as they get.
     figure = timeline_figure(timeline, found[-args.chart_tokens :], timeline.label or "Timeline")

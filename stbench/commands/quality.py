@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from stbench.commands import Subparsers, _text_options, add_command
 
 if TYPE_CHECKING:
-    from stbench.quality import Variant
+    from stbench.text.quality import Variant
 
 _EXAMPLE = """
 stbench quality -m model.gguf -f text.txt
@@ -52,11 +52,12 @@ def register(subparsers: Subparsers) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Prints a line per variant, and how far the figures can be trusted."""
-    from stbench import native, quality
+    from stbench import native
     from stbench.console import print_json, stderr_console
     from stbench.errors import UsageError
-    from stbench.textfile import read_text
-    from stbench.tokenizer import TextTokenizer
+    from stbench.text import quality
+    from stbench.text.textfile import read_text
+    from stbench.text.tokenizer import TextTokenizer
 
     if args.n < 2 or args.k < 1:
         raise UsageError(f"-n {args.n} -k {args.k}: expected at least 2 steps and a top list of at least 1")

@@ -13,10 +13,10 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
+    from stbench.campaigns.live import Live
     from stbench.commands import Subparsers
-    from stbench.live import Live
-    from stbench.prepare import Prepared
-    from stbench.roofline import Rate, Roofline
+    from stbench.records.roofline import Rate, Roofline
+    from stbench.sweeps.prepare import Prepared
 
 _EXAMPLE = """
 stbench roofline
@@ -55,13 +55,13 @@ def register(subparsers: Subparsers) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Measures every selected device in turn."""
-    from stbench.build import find_library
+    from stbench.builds.build import find_library
+    from stbench.campaigns.live import Live
     from stbench.commands._sweep_options import devices_of
     from stbench.console import print_json, stderr_console, stdout_console
     from stbench.errors import UsageError
-    from stbench.live import Live
-    from stbench.prepare import prepared
-    from stbench.sweep import parse_range
+    from stbench.sweeps.prepare import prepared
+    from stbench.sweeps.sweep import parse_range
 
     if not 0.01 <= args.seconds <= 60:
         raise UsageError(f"--seconds {args.seconds:g}: expected 0.01 to 60")
@@ -87,7 +87,8 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _measure(device: Prepared, threads: list[int], seconds: float, live: Live) -> Roofline:
-    from stbench import prepare, roofline
+    from stbench.records import roofline
+    from stbench.sweeps import prepare
 
     path = ""
     for model in device.target.models.values():
@@ -105,14 +106,14 @@ def _measure(device: Prepared, threads: list[int], seconds: float, live: Live) -
 
 
 def _json(roofline: Roofline) -> dict[str, object]:
-    from stbench.roofline import bounds
+    from stbench.records.roofline import bounds
 
     upper = [{**dataclasses.asdict(bound), "bytes_total": bound.bytes.total} for bound in bounds(roofline)]
     return {**dataclasses.asdict(roofline), "bounds": upper}
 
 
 def _print(roofline: Roofline, console: Console) -> None:
-    from stbench.roofline import bounds
+    from stbench.records.roofline import bounds
 
     console.print(f"{roofline.device}: {roofline.cpu}", markup=False)
     _print_rates(console, f"Memory, {roofline.buffer_bytes >> 20} MiB working set", roofline)
@@ -138,7 +139,7 @@ def _print(roofline: Roofline, console: Console) -> None:
 
 
 def _print_rates(console: Console, title: str, roofline: Roofline) -> None:
-    from stbench.roofline import ROW_BYTES
+    from stbench.records.roofline import ROW_BYTES
 
     table = _table(title)
     for name in ("threads", "read GB/s", f"gather GB/s ({ROW_BYTES}-byte rows)", "gather / read"):
@@ -174,6 +175,6 @@ def _table(title: str, *text_columns: str) -> Table:
 
 
 def _rate(rate: Rate) -> str:
-    from stbench.table import clean
+    from stbench.tables.table import clean
 
     return f"{rate.gb_per_s:.2f}" if rate.gb_per_s is not None else clean(rate.detail, 80)

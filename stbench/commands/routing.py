@@ -11,7 +11,7 @@ from stbench.errors import EXIT_OK
 
 if TYPE_CHECKING:
     from stbench.agent.routing import Routing
-    from stbench.routings import Description
+    from stbench.caches.routings import Description
 
 _EXAMPLE = """
 stbench routing make --kind hot --model smallthinker-4b --tokens 1024 -o hot.routing
@@ -61,7 +61,7 @@ def register(subparsers: Subparsers) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Does the action; ``make`` and ``import`` describe what they wrote."""
-    from stbench import routings
+    from stbench.caches import routings
     from stbench.console import print_json, stderr_console
     from stbench.errors import UsageError
 
@@ -88,8 +88,9 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _made(args: argparse.Namespace) -> Routing:
-    from stbench import catalogue, routings
+    from stbench.caches import routings
     from stbench.errors import UsageError
+    from stbench.models import catalogue
 
     given = (args.layers, args.experts, args.used)
     if args.model is not None:
@@ -113,8 +114,9 @@ def _made(args: argparse.Namespace) -> Routing:
 
 
 def _imported(args: argparse.Namespace) -> Routing:
-    from stbench import catalogue, routings
+    from stbench.caches import routings
     from stbench.errors import InputError, UsageError
+    from stbench.models import catalogue
 
     if args.experts is not None and args.experts < 1:
         raise UsageError(f"--experts {args.experts}: expected 1 or more")

@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from stbench.agent.routing import Routing
     from stbench.agent.sbr import Library
     from stbench.agent.wire import SynthSpec
-    from stbench.measured_caches import Measured
-    from stbench.simulate import Machine, Point, Simulator
+    from stbench.caches.measured_caches import Measured
+    from stbench.caches.simulate import Machine, Point, Simulator
 
 _EXAMPLE = """
 stbench simulate real.routing
@@ -80,9 +80,11 @@ def register(subparsers: Subparsers) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Simulates, predicts, prints and draws."""
-    from stbench import measured_caches, native, routings, simulate, store
+    from stbench import native
+    from stbench.caches import measured_caches, routings, simulate
     from stbench.console import stderr_console
     from stbench.errors import UsageError
+    from stbench.records import store
 
     if args.json and args.csv:
         raise UsageError("--json or --csv, not both")
@@ -141,7 +143,8 @@ def _shape(trace: Routing) -> str:
 
 def _spec(args: argparse.Namespace, trace: Routing) -> tuple[SynthSpec | None, Routing]:
     """The model's shapes, and the routing as that model replays it."""
-    from stbench import catalogue, simulate
+    from stbench.caches import simulate
+    from stbench.models import catalogue
 
     if args.model:
         spec = catalogue.lookup(args.model).spec
@@ -159,7 +162,7 @@ def _spec(args: argparse.Namespace, trace: Routing) -> tuple[SynthSpec | None, R
 
 
 def _unit_bytes(args: argparse.Namespace, spec: SynthSpec | None, records: list[Any]) -> int | None:
-    from stbench import simulate
+    from stbench.caches import simulate
     from stbench.errors import UsageError
 
     if args.unit_bytes is not None:
@@ -174,7 +177,7 @@ def _unit_bytes(args: argparse.Namespace, spec: SynthSpec | None, records: list[
 
 def _machine(args: argparse.Namespace, spec: SynthSpec | None, runs: list[Any]) -> tuple[Machine | None, str]:
     """The rates, and where they are from in words."""
-    from stbench import measured_caches, simulate
+    from stbench.caches import measured_caches, simulate
     from stbench.errors import UsageError
 
     given = (args.storage_rate, args.compute_rate)
@@ -202,7 +205,7 @@ def _machine(args: argparse.Namespace, spec: SynthSpec | None, runs: list[Any]) 
 
 
 def _simulators(args: argparse.Namespace, library: Library) -> dict[str, Simulator]:
-    from stbench import simulate, user_policy
+    from stbench.caches import simulate, user_policy
     from stbench.errors import UsageError
 
     names = [name.strip() for name in args.policy.split(",")] if args.policy else list(simulate.POLICIES)
@@ -242,7 +245,7 @@ def _print(
     about: dict[str, Any],
     machine: Machine | None,
 ) -> None:
-    from stbench import cache_tables, simulate
+    from stbench.caches import cache_tables, simulate
     from stbench.console import print_json, stdout_console
 
     if args.json:
@@ -261,8 +264,9 @@ def _print(
 
 
 def _plot(path: Path, points: list[Point], measured: list[Measured], about: dict[str, Any]) -> None:
-    from stbench import cache_chart, cache_tables, charts
+    from stbench.caches import cache_chart, cache_tables
     from stbench.errors import InputError
+    from stbench.tables import charts
 
     title = "Cache of experts" + (f", {about['model']}" if about["model"] else "")
     figure = cache_chart.cache_figure(points, measured, title, cache_tables.heading(about))

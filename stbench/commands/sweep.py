@@ -24,9 +24,9 @@ from stbench.console import print_json, stderr_console, stdout_console
 
 if TYPE_CHECKING:
     from stbench.agent.wire import RunRecord
-    from stbench.campaign import Outcome
-    from stbench.live import Live
-    from stbench.sweep import Sweep
+    from stbench.campaigns.campaign import Outcome
+    from stbench.campaigns.live import Live
+    from stbench.sweeps.sweep import Sweep
 
 EXAMPLE = """
 stbench sweep --devices devices.yaml
@@ -79,7 +79,7 @@ def _seconds(text: str) -> float:
 
 def run(args: argparse.Namespace) -> int:
     """Runs a campaign to its end, or as far as it goes."""
-    from stbench.live import Live
+    from stbench.campaigns.live import Live
 
     if args.retry_failed and not args.resume:
         raise errors.UsageError("--retry-failed needs --resume")
@@ -109,9 +109,9 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _references_only(ready: Ready, live: Live) -> int:
-    from stbench.agentclient import JobInterrupted
-    from stbench.campaign import compute_references
-    from stbench.references import References
+    from stbench.campaigns.agentclient import JobInterrupted
+    from stbench.campaigns.campaign import compute_references
+    from stbench.campaigns.references import References
 
     references = References()
     try:
@@ -126,8 +126,8 @@ def _references_only(ready: Ready, live: Live) -> int:
 
 def _campaign(args: argparse.Namespace) -> tuple[str, Sweep]:
     """Name and sweep: new, or stored ones for ``--resume``, where only limits may be given anew."""
-    from stbench.store import newest_campaign, read_campaign, validate_campaign_name
-    from stbench.sweep import resumed_sweep, sweep_from_json
+    from stbench.records.store import newest_campaign, read_campaign, validate_campaign_name
+    from stbench.sweeps.sweep import resumed_sweep, sweep_from_json
 
     if not args.resume:
         sweep = sweep_of(args)
@@ -180,11 +180,11 @@ def measure(
     args: argparse.Namespace, campaign: str, sweep: Sweep, ready: Ready, live: Live
 ) -> tuple[Outcome, list[RunRecord]]:
     """Runs what has no record yet; returns how that ended and all records of the campaign."""
-    from stbench.campaign import run_campaign
-    from stbench.description import description
-    from stbench.references import References
-    from stbench.store import Store, read_records
-    from stbench.table import count
+    from stbench.campaigns.campaign import run_campaign
+    from stbench.campaigns.description import description
+    from stbench.campaigns.references import References
+    from stbench.records.store import Store, read_records
+    from stbench.tables.table import count
 
     directory = args.results / campaign
     with Store.open(directory) as store:
@@ -222,7 +222,7 @@ def measure(
 def _report(
     args: argparse.Namespace, campaign: str, ready: Ready, outcome: Outcome, records: list[RunRecord]
 ) -> int:
-    from stbench.campaign import UNFINISHED
+    from stbench.campaigns.campaign import UNFINISHED
     from stbench.yamlfile import printable
 
     planned_ids = {job.id for job in ready.plan.jobs}
@@ -231,13 +231,13 @@ def _report(
     finished = [record for record in records if record.status != UNFINISHED]
     written: list[Path] = []
     if finished:
-        from stbench.reporting import write_reports
+        from stbench.tables.reporting import write_reports
 
         written = write_reports(finished, args.reports / campaign)
     if args.json:
         print_json(_summary(campaign, ready, outcome, mine, written))
     elif finished:
-        from stbench.grid import render_grid
+        from stbench.tables.grid import render_grid
 
         render_grid(finished, stdout_console())
         _print_ratios(campaign, finished)
@@ -289,9 +289,10 @@ def _not_run(ready: Ready, outcome: Outcome, records: list[RunRecord]) -> list[s
 
 def _print_ratios(campaign: str, records: list[RunRecord]) -> None:
     """Ours beside llama.cpp, where both were measured."""
-    from stbench import render, versus
-    from stbench.engine_names import ENGINE, LLAMA_BENCH
-    from stbench.sides import side_of
+    from stbench.comparison import versus
+    from stbench.devices.engine_names import ENGINE, LLAMA_BENCH
+    from stbench.records.sides import side_of
+    from stbench.tables import render
 
     if {ENGINE, LLAMA_BENCH} <= {record.engine for record in records if record.status == "ok"}:
         try:
@@ -305,8 +306,8 @@ def _print_ratios(campaign: str, records: list[RunRecord]) -> None:
 def _summary(
     campaign: str, ready: Ready, outcome: Outcome, records: list[RunRecord], written: list[Path]
 ) -> dict[str, Any]:
-    from stbench.disturbance import judge
-    from stbench.live import tokens_per_s
+    from stbench.campaigns.live import tokens_per_s
+    from stbench.records.disturbance import judge
 
     return {
         "campaign": campaign,

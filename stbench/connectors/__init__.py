@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from stbench.connectors.base import Connector
 from stbench.connectors.local import LocalConnector
+from stbench.devices.inventory import Device
 from stbench.errors import DeviceError
-from stbench.inventory import Device
 
 
 def connector_for(device: Device) -> Connector:

@@ -19,8 +19,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from stbench.connectors.base import MAX_LINE_BYTES, Ending, FileFacts
+from stbench.devices.inventory import Device
 from stbench.errors import BusyError, DeviceError, NoSpace
-from stbench.inventory import Device
 from stbench.paths import cache_dir
 from stbench.yamlfile import printable
 

@@ -12,8 +12,8 @@ from stbench.connectors.base import FileFacts
 from stbench.connectors.ssh_files import SshFiles, failure
 from stbench.connectors.ssh_link import Link, open_link
 from stbench.connectors.ssh_running import SshRunning, command_line
+from stbench.devices.inventory import Device
 from stbench.errors import DeviceError
-from stbench.inventory import Device
 from stbench.yamlfile import printable
 
 DEFAULT_WORK_DIR = "~/.cache/stbench"

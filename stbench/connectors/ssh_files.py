@@ -14,8 +14,8 @@ from typing import Any, Protocol
 from stbench.connectors import ssh_boardside
 from stbench.connectors.base import Ending, FileFacts
 from stbench.connectors.ssh_running import SshRunning
+from stbench.devices.inventory import Device
 from stbench.errors import DeviceError, LinkLost, NoSpace, StbenchError, Unreachable
-from stbench.inventory import Device
 from stbench.yamlfile import printable
 
 SMALL_TIMEOUT_S = 120.0

@@ -20,8 +20,8 @@ import paramiko
 from stbench.connectors import hostkeys
 from stbench.connectors.ssh_login import log_in
 from stbench.connectors.ssh_route import Hop, route
+from stbench.devices.inventory import Device
 from stbench.errors import DeviceError, LinkLost, Unreachable
-from stbench.inventory import Device
 from stbench.yamlfile import printable
 
 # 2.3 times the rate of the first that paramiko would propose, aes128-ctr with a separate MAC.

@@ -12,8 +12,8 @@ from typing import Any
 import paramiko
 
 from stbench.connectors.hostkeys import known_name, pinned_file
+from stbench.devices.inventory import Device
 from stbench.errors import InputError
-from stbench.inventory import Device
 
 MAX_HOPS = 8
 MAX_INCLUDES = 16

@@ -11,7 +11,7 @@ import pytest
 
 from stbench.agent import capture, monitor, probe, wire
 from stbench.agent.wirecapture import Capture
-from stbench.captures import CapturedTree
+from stbench.doctor.captures import CapturedTree
 from tests.agent import test_probe
 from tests.agent.conftest import TREES, python38, run_agent
 from tests.conftest import NO_PYTHON_38, require

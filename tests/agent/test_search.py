@@ -17,7 +17,7 @@ from stbench.agent.sbr import NativeError
 from stbench.agent.tree import Tree
 from stbench.agent.wire import Candidate, DeviceFacts, JobSpec, ThreadSearch
 from stbench.agent.wiresearch import TriedCandidate
-from stbench.candidates import MOST, candidates
+from stbench.sweeps.candidates import MOST, candidates
 from tests.agent.conftest import TREES, fake_job, run_job
 
 BIG_LITTLE = [

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from stbench import simulate
 from stbench.agent import bracket, lease, routing, sbr, static_cache, wirejson
 from stbench.agent.wire import Bracket, JobSpec, RunRecord, Settings, Workload
+from stbench.caches import simulate
 from tests.agent.conftest import fake_job, run_job
 
 CACHED = Settings(threads=1, n_ctx=256, cache="25%", bundle="/x.bundle")

@@ -12,8 +12,8 @@ import tarfile
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from stbench import catalogue
 from stbench.agent import sbr, wire
+from stbench.models import catalogue
 from tests.conftest import require
 from tests.workshop import ROOT, Files
 

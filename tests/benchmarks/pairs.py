@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from stbench import inference
+from stbench.comparison import inference
 
 PAIRS = 15
 # Speed now / speed before below which a change fails, with all of the interval.

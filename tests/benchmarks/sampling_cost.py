@@ -18,7 +18,7 @@ from pathlib import Path
 
 from stbench.agent import wire
 from stbench.agent.wire import JobSpec, ModelRef, RunRecord, Settings, Workload
-from stbench.build import find_library
+from stbench.builds.build import find_library
 from tests.benchmarks.pairs import judge
 
 

@@ -12,7 +12,7 @@ from collections.abc import Callable
 import pytest
 
 from stbench.agent import sbr
-from stbench.build import find_library
+from stbench.builds.build import find_library
 from stbench.errors import BuildError
 from tests.benchmarks.conftest import Measure
 

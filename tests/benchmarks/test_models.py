@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from stbench import catalogue
 from stbench.agent import sbr, wire
+from stbench.models import catalogue
 from tests.benchmarks.conftest import Measure
 
 PROMPT = 64

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from stbench.connectors.ssh import SshConnector
-from stbench.inventory import Device
+from stbench.devices.inventory import Device
 from tests.boards.conftest import Boards, Controller, boards, controller
 from tests.boards.sshd import tool
 

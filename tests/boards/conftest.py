@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from stbench.inventory import Device
+from stbench.devices.inventory import Device
 from tests.boards.sshd import Board, make_key
 
 

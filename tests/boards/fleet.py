@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from stbench.agent.wire import RunRecord
-from stbench.store import read_records
+from stbench.records.store import read_records
 from tests.boards.emulated import CPUS, EmulatedBoard, boot, kept_image
 from tests.boards.image_files import Variant
 from tests.boards.make_image import Image, ImageError

@@ -14,7 +14,7 @@ import pytest
 
 from stbench import cli
 from stbench.connectors import hostkeys
-from stbench.inventory import load_inventory
+from stbench.devices.inventory import load_inventory
 from tests.boards.conftest import Boards, Controller
 from tests.boards.sshd import Board
 
@@ -225,7 +225,7 @@ def test_a_work_dir_and_a_python_that_will_not_do(run: Run, boards: Boards) -> N
 def test_a_clock_that_is_off(run: Run, boards: Boards, monkeypatch: pytest.MonkeyPatch) -> None:
     import time
 
-    from stbench import examination
+    from stbench.doctor import examination
 
     board = boards("rpi5")
     Path("devices.yaml").write_text("devices:\n" + board.device_yaml())

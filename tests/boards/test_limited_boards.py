@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from stbench import traces
 from stbench.agent import routing
 from stbench.agent.wire import RunRecord
+from stbench.caches.routings import file_digest
+from stbench.campaigns import traces
 from stbench.connectors import connector_for
-from stbench.routings import file_digest
 from tests.boards.conftest import Boards, Controller, device_of
 from tests.boards.fleet import Desk
 from tests.boards.sshd import ROOT, Board

@@ -197,7 +197,7 @@ def test_commands_die_with_a_killed_controller(board: Board) -> None:
     code = f"""
 import time
 from stbench.connectors.ssh import SshConnector
-from stbench.inventory import Device
+from stbench.devices.inventory import Device
 connector = SshConnector(Device(**{vars(device_of(board))!r}))
 connector.connect()
 running = connector.start(["sleep", "600"], b"", 600)

@@ -20,8 +20,8 @@ from stbench import cli
 from stbench.connectors import hostkeys
 from stbench.connectors.ssh import SshConnector
 from stbench.connectors.ssh_route import route
+from stbench.devices.inventory import Device
 from stbench.errors import HostKeyRefused, InputError, LoginRefused, StbenchError, Unreachable
-from stbench.inventory import Device
 from tests.boards.conftest import Boards, Controller, device_of
 from tests.boards.sshd import ROOT, Board, make_key, tool
 from tests.conftest import require

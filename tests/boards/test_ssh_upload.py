@@ -152,7 +152,7 @@ def test_a_killed_controller_goes_on_where_it_was(
 import os, signal
 from pathlib import Path
 from stbench.connectors.ssh import SshConnector
-from stbench.inventory import Device
+from stbench.devices.inventory import Device
 def on_bytes(done, total):
     if 2 * done > total:
         os.kill(os.getpid(), signal.SIGKILL)

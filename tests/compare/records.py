@@ -11,7 +11,7 @@ import numpy as np
 
 from stbench.agent import wire
 from stbench.agent.wire import Bandwidth, Bracket, RunRecord, Samples
-from stbench.sides import Side, side_of
+from stbench.records.sides import Side, side_of
 from tests.tables.factory import record
 
 

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from stbench.noise import read_floors
+from stbench.comparison.noise import read_floors
 from tests.compare.records import case, noisy, write
 from tests.compare.test_versus import campaign
 from tests.host.conftest import Sandbox, sandbox

@@ -11,10 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stbench.agent.wire import RunRecord, Settings
-from stbench.compare import Comparison, compare
+from stbench.comparison.compare import Comparison, compare
+from stbench.comparison.inference import IMPROVED, INCONCLUSIVE, REGRESSED, UNCHANGED
 from stbench.errors import CellsFailed, InputError, UsageError
-from stbench.inference import IMPROVED, INCONCLUSIVE, REGRESSED, UNCHANGED
-from stbench.sides import read_side
+from stbench.records.sides import read_side
 from tests.compare.records import case, disturbed, noisy, prompt_only, side, write
 from tests.host.conftest import ROOT
 

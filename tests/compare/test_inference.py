@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stbench import inference
-from stbench.inference import (
+from stbench.comparison import inference
+from stbench.comparison.inference import (
     IMPROVED,
     INCONCLUSIVE,
     REGRESSED,

@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from stbench.compare import compare
-from stbench.inference import IMPROVED, INCONCLUSIVE
-from stbench.noise import Noise, floor_of, noise_of, read_floors, store
+from stbench.comparison.compare import compare
+from stbench.comparison.inference import IMPROVED, INCONCLUSIVE
+from stbench.comparison.noise import Noise, floor_of, noise_of, read_floors, store
 from tests.compare.records import case, disturbed, noisy, side
 
 

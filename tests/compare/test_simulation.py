@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from stbench import inference, simulation
-from stbench.simulation import BEGIN, DOCS, END, NOISE, put_between_markers, simulate, stale
+from stbench.comparison import inference, simulation
+from stbench.comparison.simulation import BEGIN, DOCS, END, NOISE, put_between_markers, simulate, stale
 
 
 def test_the_committed_report_is_of_this_code() -> None:

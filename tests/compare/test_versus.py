@@ -10,11 +10,12 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from stbench import catalogue, render
 from stbench.agent.wire import RunRecord
+from stbench.comparison.versus import EngineRatios, bars, engine_ratios, ratio_table
 from stbench.errors import InputError
-from stbench.sweep import PRESETS
-from stbench.versus import EngineRatios, bars, engine_ratios, ratio_table
+from stbench.models import catalogue
+from stbench.sweeps.sweep import PRESETS
+from stbench.tables import render
 from tests.compare.records import beside, case, disturbed, noisy, prompt_only, side
 
 

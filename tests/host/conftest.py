@@ -76,7 +76,7 @@ def sandbox(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
 @pytest.fixture
 def fleet(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> Fleet:
     """Pretended boards; reports are not written: charts take two seconds, and other tests look at them."""
-    from stbench import reporting
+    from stbench.tables import reporting
     from tests.host.fleet import Fleet
 
     monkeypatch.setattr(reporting, "write_reports", lambda records, directory: [])

@@ -13,8 +13,8 @@ from pathlib import Path
 
 from stbench.connectors.base import Ending
 from stbench.connectors.local import LocalConnector
+from stbench.devices.inventory import Device
 from stbench.errors import LinkLost, Unreachable
-from stbench.inventory import Device
 
 
 class CutRunning:

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from stbench import prepare
 from stbench.agent.wire import RunRecord
-from stbench.store import read_records
+from stbench.records.store import read_records
+from stbench.sweeps import prepare
 from tests.host.conftest import ROOT, Sandbox
 from tests.host.pretend import connectors
 

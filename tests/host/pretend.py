@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from stbench import deploy, errors
+from stbench import errors
 from stbench.agent import fake, verify, wire
 from stbench.agent.wire import (
     Bandwidth,
@@ -32,10 +32,11 @@ from stbench.agent.wire import (
     Samples,
     Telemetry,
 )
+from stbench.campaigns import deploy
 from stbench.connectors import base
 from stbench.connectors.base import Ending, FileFacts
 from stbench.connectors.local import LocalConnector
-from stbench.inventory import Device
+from stbench.devices.inventory import Device
 from tests.host.test_plan import FACTS
 
 
@@ -246,7 +247,9 @@ def connectors(told: dict[str, dict[str, object]]) -> Callable[[Device], base.Co
 
 
 def main() -> int:
-    from stbench import cli, prepare, reporting
+    from stbench import cli
+    from stbench.sweeps import prepare
+    from stbench.tables import reporting
 
     reporting.write_reports = lambda records, directory: []
     prepare.connector_for = connectors(json.loads(os.environ["PRETEND"]))

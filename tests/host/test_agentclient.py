@@ -9,16 +9,16 @@ from pathlib import Path
 
 import pytest
 
-from stbench import agentclient, remote_run
 from stbench.agent import wire
 from stbench.agent.wire import RunRecord, SynthSpec
-from stbench.agentclient import Agent, JobInterrupted
-from stbench.catalogue import lookup
+from stbench.campaigns import agentclient, remote_run
+from stbench.campaigns.agentclient import Agent, JobInterrupted
+from stbench.campaigns.deploy import Deployment
+from stbench.campaigns.stopping import Stop
 from stbench.connectors.local import LocalConnector
-from stbench.deploy import Deployment
+from stbench.devices.inventory import Device
 from stbench.errors import AgentError, LinkLost, ModelError, NoSpace
-from stbench.inventory import Device
-from stbench.stopping import Stop
+from stbench.models.catalogue import lookup
 from tests.host.cuttable import CutConnector
 from tests.host.test_models import JOB
 

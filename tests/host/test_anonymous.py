@@ -10,14 +10,14 @@ from pathlib import Path
 
 import pytest
 
-from stbench import captures, examination
 from stbench.agent import capture as agent_capture
 from stbench.agent.tree import Tree
 from stbench.agent.wirecapture import Capture
-from stbench.anonymous import anonymous
-from stbench.captures import Meta
-from stbench.examination import Examined
-from stbench.inventory import Device
+from stbench.devices.inventory import Device
+from stbench.doctor import captures, examination
+from stbench.doctor.anonymous import anonymous
+from stbench.doctor.captures import Meta
+from stbench.doctor.examination import Examined
 from tests.agent.conftest import TREES
 
 # What must not be in a bundle, in any spelling of case.

@@ -13,13 +13,13 @@ import pytest
 from stbench.agent.probe import probe
 from stbench.agent.tree import Tree
 from stbench.agent.wire import CpuCluster, DeviceFacts, Program, RunRecord, Telemetry
-from stbench.candidates import MOST, candidates
+from stbench.builds.programs import TargetProgram
+from stbench.devices.inventory import Device, parse_inventory
 from stbench.errors import SweepError
-from stbench.inventory import Device, parse_inventory
-from stbench.plan import Plan, Target, build_plan
-from stbench.programs import TargetProgram
-from stbench.store import read_records
-from stbench.sweep import AUTO_THREADS, Sweep, build_sweep
+from stbench.records.store import read_records
+from stbench.sweeps.candidates import MOST, candidates
+from stbench.sweeps.plan import Plan, Target, build_plan
+from stbench.sweeps.sweep import AUTO_THREADS, Sweep, build_sweep
 from tests.host.conftest import Sandbox
 from tests.host.test_plan import FACTS, target
 from tests.tables import factory
@@ -187,7 +187,7 @@ def records(sandbox: Sandbox) -> list[RunRecord]:
 @pytest.fixture
 def two_cpus(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> Sandbox:
     """A device of two equal CPUs, whatever runs the tests."""
-    from stbench.agentclient import Agent
+    from stbench.campaigns.agentclient import Agent
 
     own = Agent.facts
     cluster = [CpuCluster([0, 1], "CPU")]
@@ -284,7 +284,7 @@ def test_plan_prints_the_search(two_cpus: Sandbox) -> None:
 
 
 def test_a_disturbed_search_is_done_once_more(two_cpus: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
-    from stbench import auto_threads
+    from stbench.sweeps import auto_threads
 
     hit: set[int] = {0}
     monkeypatch.setattr(auto_threads, "disturbances", lambda record: ("a hog",) * (record.attempt in hit))
@@ -315,7 +315,7 @@ def test_a_disturbed_search_is_done_once_more(two_cpus: Sandbox, monkeypatch: py
 
 
 def test_what_disturbs_a_search_is_what_disturbs_a_run() -> None:
-    from stbench.auto_threads import disturbances
+    from stbench.sweeps.auto_threads import disturbances
 
     quiet = Telemetry([], [], {}, {}, "unknown", other_cpu_s=0.02, steal_s=0.0, window_s=3.0)
     search = factory.record(purpose="search", samples=None, telemetry=quiet)

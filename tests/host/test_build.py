@@ -18,10 +18,10 @@ from typing import Any
 
 import pytest
 
-from stbench import build, crossbuild, elf, runtime_sources
-from stbench.build import BuildInfo, Builds, Library, library_for
+from stbench.builds import build, crossbuild, elf, runtime_sources
+from stbench.builds.build import BuildInfo, Builds, Library, library_for
+from stbench.builds.runtime_sources import Sources, sources_at
 from stbench.errors import BuildError, MissingExtra
-from stbench.runtime_sources import Sources, sources_at
 from tests.conftest import require
 from tests.host.conftest import Sandbox
 from tests.test_emulated_cpus import emulate

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from stbench import boardbuild
 from stbench.agent import lease
-from stbench.build import library_for
+from stbench.builds import boardbuild
+from stbench.builds.build import library_for
+from stbench.builds.runtime_sources import Sources, sources_at
 from stbench.errors import BuildError, BusyError
-from stbench.runtime_sources import Sources, sources_at
 from tests.boards.conftest import Boards, boards, controller
 from tests.boards.sshd import Board
 from tests.host.conftest import Sandbox

@@ -15,12 +15,12 @@ from pathlib import Path
 
 import pytest
 
-from stbench import references
 from stbench.agent.wire import JobSpec, Reference, RunRecord
-from stbench.agentclient import Agent
+from stbench.campaigns import references
+from stbench.campaigns.agentclient import Agent
+from stbench.campaigns.stopping import Stop
 from stbench.errors import AgentError
-from stbench.stopping import Stop
-from stbench.store import Store, read_records
+from stbench.records.store import Store, read_records
 from tests.host.conftest import Sandbox
 
 Eventually = Callable[[Callable[[], bool]], None]

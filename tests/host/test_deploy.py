@@ -12,16 +12,16 @@ from pathlib import Path
 
 import pytest
 
-from stbench import board
 from stbench.agent import lease, model_file
 from stbench.agent.housekeeping import STALE_S
-from stbench.build import find_library
+from stbench.builds.build import find_library
+from stbench.campaigns.deploy import clean, deploy
 from stbench.connectors import connector_for
 from stbench.connectors.local import LocalConnector
-from stbench.deploy import clean, deploy
+from stbench.devices import board
+from stbench.devices.inventory import Device
 from stbench.errors import AgentError, BusyError, DeviceError
-from stbench.inventory import Device
-from stbench.prepare import connected
+from stbench.sweeps.prepare import connected
 from tests.boards.conftest import Boards, boards, controller
 from tests.boards.sshd import Board
 from tests.host.conftest import Sandbox

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stbench import devices_file
+from stbench.devices import devices_file
+from stbench.devices.inventory import Device, load_inventory, parse_inventory
 from stbench.errors import InputError, InventoryError, UsageError
-from stbench.inventory import Device, load_inventory, parse_inventory
 from tests.host.conftest import ROOT, Sandbox
 
 KEYS: dict[str, str | int] = {

@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from stbench import catalogue, disk
+from stbench.campaigns import disk
 from stbench.errors import NoSpace, StoreError
-from stbench.plan import Plan, build_plan
-from stbench.sweep import build_sweep
+from stbench.models import catalogue
+from stbench.sweeps.plan import Plan, build_plan
+from stbench.sweeps.sweep import build_sweep
 from tests.host.conftest import Sandbox
 from tests.host.test_plan import FACTS, target
 

@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 
-from stbench import captures, doctor_memory, doctor_speed
-from stbench.captures import CapturedTree, Meta
-from stbench.doctor import diagnose
+from stbench.doctor import captures, doctor_memory, doctor_speed
+from stbench.doctor.captures import CapturedTree, Meta
+from stbench.doctor.doctor import diagnose
+from stbench.doctor.findings import FAILS, NOTE, SEVERITIES, WRONG, Finding, Patient
 from stbench.errors import InputError
-from stbench.findings import FAILS, NOTE, SEVERITIES, WRONG, Finding, Patient
 from tests.agent.conftest import TREES
 from tests.agent.heating import Board
 from tests.host.conftest import Sandbox

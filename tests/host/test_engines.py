@@ -8,15 +8,16 @@ from pathlib import Path
 
 import pytest
 
-from stbench import catalogue, peer
 from stbench.agent.wire import Program, Reading
-from stbench.engine_entries import EngineEntry
+from stbench.builds import peer
+from stbench.builds.programs import check_engines, programs_of
+from stbench.devices.engine_entries import EngineEntry
+from stbench.devices.inventory import Device, parse_inventory
 from stbench.errors import BuildError, InventoryError, SweepError, UsageError
-from stbench.inventory import Device, parse_inventory
-from stbench.plan import Plan, Target, build_plan
-from stbench.programs import check_engines, programs_of
-from stbench.store import read_records
-from stbench.sweep import build_sweep
+from stbench.models import catalogue
+from stbench.records.store import read_records
+from stbench.sweeps.plan import Plan, Target, build_plan
+from stbench.sweeps.sweep import build_sweep
 from tests.host.conftest import ROOT, Sandbox
 from tests.host.test_plan import target
 

@@ -19,9 +19,9 @@ from typing import Any
 
 import pytest
 
-from stbench import hub
+from stbench.devices.inventory import parse_inventory
 from stbench.errors import ModelError
-from stbench.inventory import parse_inventory
+from stbench.models import hub
 from tests.conftest import require
 from tests.host.conftest import Sandbox
 
@@ -114,7 +114,7 @@ def server() -> Iterator[Hub]:
 
 FETCH = """
 import sys
-from stbench import hub
+from stbench.models import hub
 from stbench.errors import StbenchError
 try:
     print(hub.fetch(sys.argv[1], lambda stage, done, total: print(stage, done, total, flush=True)))

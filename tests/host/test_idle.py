@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from stbench.agent.wire import Gate, RunRecord, ThermalState
-from stbench.idle import IdleLevels
+from stbench.campaigns.idle import IdleLevels
 from tests.agent.conftest import fake_job
 from tests.tables.factory import record
 

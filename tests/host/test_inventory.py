@@ -11,9 +11,9 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stbench import devices_schema
+from stbench.devices import devices_schema
+from stbench.devices.inventory import Device, load_inventory, parse_inventory
 from stbench.errors import InputError, InventoryError
-from stbench.inventory import Device, load_inventory, parse_inventory
 from tests.host.conftest import ROOT, Sandbox
 
 
@@ -250,7 +250,7 @@ def test_the_defaults_are_those_of_the_class() -> None:
 
 
 def test_the_shipped_file_lists_the_published_boards() -> None:
-    from stbench.published import published_tables
+    from stbench.tables.published import published_tables
 
     inventory = load_inventory(ROOT / "devices.yaml")
     assert [device.name for device in inventory.enabled()] == ["local"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from stbench.inventory import parse_inventory
+from stbench.devices.inventory import parse_inventory
 from tests.host.test_inventory import problems
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from stbench.agent.wire import RunRecord
-from stbench.store import Store, read_records
+from stbench.records.store import Store, read_records
 from tests.host.conftest import Sandbox
 
 KILLS = 20

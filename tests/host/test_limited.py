@@ -11,23 +11,23 @@ from typing import Any
 
 import pytest
 
-from stbench import store
 from stbench.agent import verify, wire
 from stbench.agent.wire import JobSpec, RunRecord, Settings
-from stbench.bundles import GATHER_UP, Bundle
-from stbench.catalogue import lookup
+from stbench.builds.programs import TargetProgram
+from stbench.campaigns.references import reference_job
+from stbench.devices.inventory import Device
 from stbench.errors import NoSpace, SweepError, UsageError
-from stbench.frame import to_frame
-from stbench.grid import CASE
-from stbench.identity import job_id
-from stbench.inventory import Device
-from stbench.limited import Limited, bytes_label, parse_bytes
-from stbench.limited_columns import LIMITED
-from stbench.plan import Plan, Target, build_plan
-from stbench.presets import PRESETS
-from stbench.programs import TargetProgram
-from stbench.references import reference_job
-from stbench.sweep import Sweep, Traits, build_sweep, expand, resumed_sweep, sweep_from_json
+from stbench.models.bundles import GATHER_UP, Bundle
+from stbench.models.catalogue import lookup
+from stbench.records import store
+from stbench.records.frame import to_frame
+from stbench.records.limited_columns import LIMITED
+from stbench.sweeps.identity import job_id
+from stbench.sweeps.limited import Limited, bytes_label, parse_bytes
+from stbench.sweeps.plan import Plan, Target, build_plan
+from stbench.sweeps.presets import PRESETS
+from stbench.sweeps.sweep import Sweep, Traits, build_sweep, expand, resumed_sweep, sweep_from_json
+from stbench.tables.grid import CASE
 from tests.host.test_plan import FACTS, target
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -10,10 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from stbench import reporting, store, traces
 from stbench.agent import routing
 from stbench.agent.wire import RoutingTrace, RunRecord
-from stbench.frame import to_frame
+from stbench.campaigns import traces
+from stbench.records import store
+from stbench.records.frame import to_frame
+from stbench.tables import reporting
 from tests.host.conftest import ROOT, Sandbox
 
 TINY = ("--models", "tiny-smallthinker", "-pg", "8,8", "-r", "1", "--bracket-ms", "0")

@@ -10,9 +10,9 @@ import pytest
 from rich.console import Console
 
 from stbench.agent.wire import RunRecord
-from stbench.ledger import Progress
-from stbench.live import Live, hottest_c, tokens_per_s
-from stbench.live_rows import MOST_ROWS
+from stbench.campaigns.ledger import Progress
+from stbench.campaigns.live import Live, hottest_c, tokens_per_s
+from stbench.campaigns.live_rows import MOST_ROWS
 from tests.host.test_plan import plan
 from tests.tables import factory
 

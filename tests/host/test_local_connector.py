@@ -15,8 +15,8 @@ import pytest
 
 from stbench.connectors import base, connector_for, local
 from stbench.connectors.local import LocalConnector, LocalRunning
+from stbench.devices.inventory import Device
 from stbench.errors import BusyError, DeviceError
-from stbench.inventory import Device
 from tests.host.conftest import ROOT
 
 
@@ -133,7 +133,7 @@ def test_commands_die_with_a_killed_controller(
     code = f"""
 import sys
 from stbench.connectors.local import LocalConnector
-from stbench.inventory import Device
+from stbench.devices.inventory import Device
 running = LocalConnector(Device("local", work_dir={str(tmp_path)!r})).start(
     [sys.executable, "-c", "import os, time; print(os.getpid(), flush=True); time.sleep(600)"], b"", 600)
 for line in running.lines():
@@ -160,7 +160,7 @@ def test_the_machine_is_taken_once_whatever_its_devices_are_called(
     code = """
 import sys
 from stbench.connectors.local import LocalConnector
-from stbench.inventory import Device
+from stbench.devices.inventory import Device
 connectors = [LocalConnector(Device(name)) for name in ("a", "b")]
 for connector in connectors:
     connector.connect()

@@ -12,19 +12,22 @@ from pathlib import Path
 
 import pytest
 
-from stbench import build, catalogue, prepare, references
 from stbench.agent import sbr
 from stbench.agent.wire import JobSpec, ModelRef, Reference, ReferencePosition, Settings, Workload, to_json
-from stbench.agentclient import Agent
+from stbench.builds import build
+from stbench.campaigns import references
+from stbench.campaigns.agentclient import Agent
+from stbench.campaigns.deploy import agent_archive, deploy
+from stbench.campaigns.references import References, reference_job
 from stbench.connectors.local import LocalConnector
-from stbench.deploy import agent_archive, deploy
-from stbench.engine_names import needs_llama_cpp
+from stbench.devices.engine_names import needs_llama_cpp
+from stbench.devices.inventory import Device
 from stbench.errors import BuildError, InputError, ModelError, NoSpace
-from stbench.inventory import Device
-from stbench.plan import DeviceModel
-from stbench.references import References, reference_job
-from stbench.roofline import token_bytes
-from stbench.sweep import Traits
+from stbench.models import catalogue
+from stbench.records.roofline import token_bytes
+from stbench.sweeps import prepare
+from stbench.sweeps.plan import DeviceModel
+from stbench.sweeps.sweep import Traits
 from tests.host.conftest import Sandbox
 
 TINY = [name for name in catalogue.names() if name.startswith("tiny-")]

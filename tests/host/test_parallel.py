@@ -15,19 +15,19 @@ from typing import Any
 
 import pytest
 
-from stbench import models_made
 from stbench.agent.wire import JobSpec, RunRecord
-from stbench.agentclient import Agent
+from stbench.campaigns import models_made
+from stbench.campaigns.agentclient import Agent
+from stbench.campaigns.ledger import Progress
+from stbench.campaigns.models_made import Needs
+from stbench.campaigns.references import References
+from stbench.campaigns.reruns import Reruns
+from stbench.campaigns.stopping import Stop
+from stbench.devices.inventory import Device
 from stbench.errors import LinkLost, StoreError
-from stbench.inventory import Device
-from stbench.ledger import Progress
-from stbench.models_made import Needs
-from stbench.plan import DeviceModel, build_plan
-from stbench.references import References
-from stbench.reruns import Reruns
-from stbench.stopping import Stop
-from stbench.store import Store, read_records
-from stbench.sweep import build_sweep
+from stbench.records.store import Store, read_records
+from stbench.sweeps.plan import DeviceModel, build_plan
+from stbench.sweeps.sweep import build_sweep
 from tests.host.fleet import MODELS, Fleet, sweep
 from tests.host.test_plan import QUICK, ROWS, target
 from tests.tables import factory

@@ -10,13 +10,13 @@ from typing import Any
 
 import pytest
 
-from stbench import catalogue
 from stbench.agent.wire import DeviceFacts, JobSpec, ModelRef, to_json
+from stbench.devices.inventory import Device
 from stbench.errors import SweepError
-from stbench.guesses import GUESS_READ
-from stbench.inventory import Device
-from stbench.plan import DeviceModel, Plan, Target, build_plan
-from stbench.sweep import Sweep, Traits, build_sweep
+from stbench.models import catalogue
+from stbench.sweeps.guesses import GUESS_READ
+from stbench.sweeps.plan import DeviceModel, Plan, Target, build_plan
+from stbench.sweeps.sweep import Sweep, Traits, build_sweep
 
 FACTS = DeviceFacts(
     hostname="h",

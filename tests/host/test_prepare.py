@@ -11,17 +11,17 @@ from typing import ClassVar
 
 import pytest
 
-from stbench import prepare
-from stbench.agentclient import Agent
-from stbench.build import Library, describe, find_library
+from stbench.builds.build import Library, describe, find_library
+from stbench.campaigns.agentclient import Agent
+from stbench.campaigns.deploy import deploy
 from stbench.connectors.base import Connector
 from stbench.connectors.local import LocalConnector
-from stbench.deploy import deploy
+from stbench.devices.inventory import Device
 from stbench.errors import BuildError, BusyError, DeviceError, LinkLost, ModelError, StbenchError, Unreachable
-from stbench.inventory import Device
-from stbench.plan import DeviceModel
-from stbench.prepare import prepared
-from stbench.sweep import Traits
+from stbench.sweeps import prepare
+from stbench.sweeps.plan import DeviceModel
+from stbench.sweeps.prepare import prepared
+from stbench.sweeps.sweep import Traits
 from tests.boards.conftest import Boards, boards, controller
 from tests.host.conftest import Sandbox
 from tests.host.test_deploy import over_ssh

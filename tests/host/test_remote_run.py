@@ -14,15 +14,15 @@ from pathlib import Path
 
 import pytest
 
-from stbench import remote_run
 from stbench.agent import wire
 from stbench.agent.wire import RunRecord
-from stbench.agentclient import Agent, JobInterrupted
-from stbench.deploy import Deployment, deploy
+from stbench.campaigns import remote_run
+from stbench.campaigns.agentclient import Agent, JobInterrupted
+from stbench.campaigns.deploy import Deployment, deploy
+from stbench.campaigns.remote_run import Patience
+from stbench.campaigns.stopping import Stop
 from stbench.errors import AgentError, BusyError, DeviceError, LinkLost, NoSpace
-from stbench.remote_run import Patience
-from stbench.stopping import Stop
-from stbench.store import Store, read_records
+from stbench.records.store import Store, read_records
 from tests.agent.conftest import fake_job
 from tests.agent.detached import Board, eventually
 from tests.host.cuttable import CutConnector

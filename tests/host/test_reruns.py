@@ -14,8 +14,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from stbench.agent.wire import RunRecord
-from stbench.disturbance import judge
-from stbench.store import read_records
+from stbench.records.disturbance import judge
+from stbench.records.store import read_records
 from tests.host.conftest import Sandbox
 
 

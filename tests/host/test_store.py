@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from stbench import store
 from stbench.agent import wire
 from stbench.agent.wire import ModelRef, RunRecord, Settings, Workload
 from stbench.errors import BusyError, InputError, StoreError
-from stbench.store import Store, read_records
+from stbench.records import store
+from stbench.records.store import Store, read_records
 from tests.host.conftest import ROOT
 
 RECORD = RunRecord(
@@ -117,9 +117,8 @@ def test_the_last_record_of_an_id_counts(tmp_path: Path) -> None:
 
 def test_a_second_writer_is_told_who_is_there(tmp_path: Path) -> None:
     with Store.open(tmp_path):
-        code = (
-            f"from stbench.store import Store; from pathlib import Path; Store.open(Path({str(tmp_path)!r}))"
-        )
+        opened = f"Store.open(Path({str(tmp_path)!r}))"
+        code = f"from pathlib import Path; from stbench.records.store import Store; {opened}"
         done = subprocess.run(
             [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False
         )

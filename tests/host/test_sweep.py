@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stbench.errors import InputError, SweepError, UsageError
-from stbench.sweep import (
+from stbench.sweeps.sweep import (
     PRESETS,
     PUBLISHED_PROMPT_TOKENS,
     Traits,

@@ -10,7 +10,7 @@ import pytest
 from stbench import cli
 from stbench.commands import AddUp
 from stbench.commands._sweep_options import _AXES, _SINGLE, sweep_of
-from stbench.sweep import SweepEntry
+from stbench.sweeps.sweep import SweepEntry
 
 
 def parsed(*argv: str) -> argparse.Namespace:

@@ -8,9 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from stbench import measured_caches, reporting, routings, store
-from stbench.presets import PRESETS
-from stbench.sweep import build_sweep
+from stbench.caches import measured_caches, routings
+from stbench.records import store
+from stbench.sweeps.presets import PRESETS
+from stbench.sweeps.sweep import build_sweep
+from stbench.tables import reporting
 from tests.host.conftest import Sandbox
 
 

@@ -8,12 +8,12 @@ from dataclasses import replace
 
 import pytest
 
-from stbench import limit_answers
 from stbench.agent.wire import Check, LimitProof, RunRecord
+from stbench.caches import limit_answers
+from stbench.caches.find_limit import MIB, Found, Outcome, Resolution, find, middle
+from stbench.caches.limit_answers import Answer
+from stbench.caches.limit_probe import enough_bytes, outcome_of
 from stbench.errors import CellsFailed
-from stbench.find_limit import MIB, Found, Outcome, Resolution, find, middle
-from stbench.limit_answers import Answer
-from stbench.limit_probe import enough_bytes, outcome_of
 from tests.tables.factory import record
 
 FINE = Resolution(16 * MIB, 0.0)

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from stbench import limit_probe, store
 from stbench.agent.wire import JobSpec, RunRecord
+from stbench.caches import limit_probe
+from stbench.caches.find_limit import MIB, Outcome
 from stbench.errors import DeviceError
-from stbench.find_limit import MIB, Outcome
+from stbench.records import store
 from tests.host.conftest import Sandbox
 
 

@@ -12,11 +12,12 @@ import jsonschema
 import numpy as np
 import pytest
 
-from stbench import profile, store
 from stbench.agent import timelines
 from stbench.agent.sbr import _abi_timeline as kinds
 from stbench.errors import InputError
-from stbench.profile_trace import trace_events
+from stbench.profiles import profile
+from stbench.profiles.profile_trace import trace_events
+from stbench.records import store
 from tests.conftest import require
 from tests.host.conftest import ROOT, Sandbox
 

@@ -14,9 +14,9 @@ from typing import Any
 
 import pytest
 
-from stbench import routings
 from stbench.agent import routing
 from stbench.agent.routing import Routing, RoutingError
+from stbench.caches import routings
 from stbench.errors import InputError, UsageError
 from tests.host.conftest import ROOT, Sandbox
 

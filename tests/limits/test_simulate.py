@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from stbench import routings, simulate, user_policy
 from stbench.agent import sbr
 from stbench.agent.routing import Routing, from_sets
+from stbench.caches import routings, simulate, user_policy
 from stbench.errors import InputError, UsageError
 
 Sets = list[list[list[int]]]

@@ -13,19 +13,12 @@ from typing import Any
 
 import pytest
 
-from stbench import (
-    cache_chart,
-    cache_tables,
-    catalogue,
-    charts,
-    measured_caches,
-    predicted,
-    routings,
-    simulate,
-)
 from stbench.agent import wire
 from stbench.agent.wire import Bandwidth, Bracket, CacheCounters, CacheUse, RunRecord, Workload
+from stbench.caches import cache_chart, cache_tables, measured_caches, predicted, routings, simulate
 from stbench.errors import InputError
+from stbench.models import catalogue
+from stbench.tables import charts
 from tests.host.conftest import Sandbox
 from tests.tables.factory import record
 

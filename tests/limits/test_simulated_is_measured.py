@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from stbench import catalogue, routings, simulate
 from stbench.agent import sbr
 from stbench.agent.routing import Routing
+from stbench.caches import routings, simulate
+from stbench.models import catalogue
 
 N_LAYER, N_EXPERT, N_USED, N_TOKENS = 4, 32, 4, 90
 TOKENS = [7 * i % 100 for i in range(N_TOKENS)]

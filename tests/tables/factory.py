@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from stbench import catalogue
 from stbench.agent.wire import (
     Check,
     Counters,
@@ -23,7 +22,8 @@ from stbench.agent.wire import (
     Versions,
     Workload,
 )
-from stbench.sweep import switches_label, workload_label
+from stbench.models import catalogue
+from stbench.sweeps.sweep import switches_label, workload_label
 
 MB = 1_000_000
 LAYERS = 32

@@ -14,9 +14,9 @@ import pytest
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from stbench import charts, render
 from stbench.agent.wire import RunRecord
-from stbench.grid import build_tables
+from stbench.tables import charts, render
+from stbench.tables.grid import build_tables
 from tests.tables.factory import record, table_4b
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 
 from stbench.agent.wire import Bandwidth, Bracket, RunRecord, Telemetry
-from stbench.disturbance import OTHER_CPU_LIMIT, judge, level
-from stbench.frame import to_frame
-from stbench.grid import build_tables
-from stbench.limit_share import limit_share
-from stbench.roofline import token_bytes
-from stbench.store import Reading
-from stbench.table import Cell, Table
+from stbench.records.disturbance import OTHER_CPU_LIMIT, judge, level
+from stbench.records.frame import to_frame
+from stbench.records.limit_share import limit_share
+from stbench.records.roofline import token_bytes
+from stbench.records.store import Reading
+from stbench.tables.grid import build_tables
+from stbench.tables.table import Cell, Table
 from tests.tables.factory import facts, record
 
 LOCAL = "measured:local:sbr"

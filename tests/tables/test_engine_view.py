@@ -8,11 +8,11 @@ import math
 
 import pytest
 
-from stbench import engine_view, render
 from stbench.agent.wire import RunRecord, Samples
 from stbench.errors import UsageError
-from stbench.frame import to_frame
-from stbench.grid import build_tables
+from stbench.records.frame import to_frame
+from stbench.tables import engine_view, render
+from stbench.tables.grid import build_tables
 from tests.tables.factory import record
 
 BENCH = "llama-bench"

@@ -9,7 +9,14 @@ from typing import Any
 import pytest
 
 from stbench.agent.wire import Samples
-from stbench.frame import COLUMNS, affinity_label, catalogue_model, profile_label, to_frame, unique_records
+from stbench.records.frame import (
+    COLUMNS,
+    affinity_label,
+    catalogue_model,
+    profile_label,
+    to_frame,
+    unique_records,
+)
 from tests.tables.factory import record, shape
 
 

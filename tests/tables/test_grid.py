@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stbench import render
 from stbench.agent.wire import RunRecord, Samples
-from stbench.grid import build_tables
-from stbench.published import published_table
-from stbench.table import TIMES, Cell, Table
+from stbench.tables import render
+from stbench.tables.grid import build_tables
+from stbench.tables.published import published_table
+from stbench.tables.table import TIMES, Cell, Table
 from tests.tables.factory import facts, record, shape, table_4b
 
 FULL = "smallthinker-4b/sparse-ffn+sparse-lm_head"

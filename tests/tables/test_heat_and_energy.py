@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from stbench import cells, notes, render
 from stbench.agent.wire import Energy, Gate, RunRecord, ThermalState
-from stbench.frame import to_frame
-from stbench.grid import build_tables
+from stbench.records.frame import to_frame
+from stbench.tables import cells, notes, render
+from stbench.tables.grid import build_tables
 from tests.tables.factory import record, table_4b
 
 STATE = ThermalState({"cpu-thermal": 61000})

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stbench.intervals import NOMINAL, coverage, median_estimate
+from stbench.comparison.intervals import NOMINAL, coverage, median_estimate
 
 
 @pytest.mark.parametrize("n", range(1, 13))

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from stbench import render
 from stbench.agent.wire import CacheCounters, CacheUse, LimitProof, RunRecord
-from stbench.grid import build_tables
-from stbench.limited_grid import published_limit
-from stbench.table import Cell, Table
+from stbench.tables import render
+from stbench.tables.grid import build_tables
+from stbench.tables.limited_grid import published_limit
+from stbench.tables.table import Cell, Table
 from tests.tables.factory import record, table_4b
 
 GIB = 1 << 30

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from stbench.published import published_device, published_table, published_tables, published_threads
+from stbench.tables.published import published_device, published_table, published_tables, published_threads
 
 
 def test_titles_headers_and_rows_are_as_published() -> None:

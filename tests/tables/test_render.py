@@ -15,10 +15,10 @@ import jsonschema
 import pytest
 from rich.console import Console
 
-from stbench import render
 from stbench.agent.wire import RunRecord
-from stbench.grid import build_tables, render_grid
-from stbench.table import MEANINGS, clean, number
+from stbench.tables import render
+from stbench.tables.grid import build_tables, render_grid
+from stbench.tables.table import MEANINGS, clean, number
 from tests.tables.factory import record, table_4b
 
 GOLDEN = Path(__file__).parent / "golden_table.md"

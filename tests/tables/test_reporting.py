@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from stbench import cli, reporting
+from stbench import cli
 from stbench.agent import wire
 from stbench.agent.wire import RunRecord
-from stbench.reporting import write_atomically, write_reports
+from stbench.tables import reporting
+from stbench.tables.reporting import write_atomically, write_reports
 from tests.tables.factory import record, table_4b
 
 NAMES = [

@@ -10,11 +10,13 @@ from typing import Any, cast
 
 import pytest
 
-from stbench import catalogue, cli, roofline
+from stbench import cli
 from stbench.agent.wire import LimitResult, LimitsRequest
-from stbench.agentclient import Agent
+from stbench.campaigns.agentclient import Agent
 from stbench.errors import DeviceError, UsageError
-from stbench.roofline import Rate, Roofline, bounds, token_bytes
+from stbench.models import catalogue
+from stbench.records import roofline
+from stbench.records.roofline import Rate, Roofline, bounds, token_bytes
 from tests.tables.factory import facts
 
 

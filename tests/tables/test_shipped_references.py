@@ -13,13 +13,13 @@ from importlib import resources
 
 import pytest
 
-from stbench import catalogue
 from stbench.agent import verify
 from stbench.agent.wire import JobSpec, ModelRef
-from stbench.inventory import Device
-from stbench.plan import DeviceModel, Target, build_plan
-from stbench.prepare import file_name
-from stbench.sweep import PRESETS, Traits, build_sweep
+from stbench.devices.inventory import Device
+from stbench.models import catalogue
+from stbench.sweeps.plan import DeviceModel, Target, build_plan
+from stbench.sweeps.prepare import file_name
+from stbench.sweeps.sweep import PRESETS, Traits, build_sweep
 from tests.tables.factory import facts
 
 PINNED = {

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from stbench.agent.wire import Bandwidth, Bracket, LimitProof, MemoryAccount, RunRecord
-from stbench.disturbance import judge, one_unit_s
-from stbench.frame import to_frame
-from stbench.storage_bound import bound_tps, static_bytes_per_token
+from stbench.records.disturbance import judge, one_unit_s
+from stbench.records.frame import to_frame
+from stbench.records.storage_bound import bound_tps, static_bytes_per_token
 from tests.tables.factory import record
 from tests.tables.test_limited_grid import counters, limited, limited_table, use
 

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from stbench import catalogue, native
+from stbench import native
 from stbench.agent import sbr
+from stbench.models import catalogue
 
 MakeModel = Callable[[str], Path]
 

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from stbench import catalogue, cli
+from stbench import cli
+from stbench.models import catalogue
 from tests.test_gguf_mutations import mutate
 from tests.text.conftest import MakeModel
 

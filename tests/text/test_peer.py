@@ -16,7 +16,8 @@ from pathlib import Path
 
 import pytest
 
-from stbench import cli, peer, toolchain
+from stbench import cli
+from stbench.builds import peer, toolchain
 from stbench.errors import BuildError, NoSpace, StbenchError
 
 PREFIX = f"llama_cpp_python-{peer.VERSION}/vendor/llama.cpp"

@@ -6,8 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from stbench import cli, native, quality
+from stbench import cli, native
 from stbench.agent import sbr
+from stbench.text import quality
 from tests.text.conftest import MakeModel
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from stbench.errors import UsageError
-from stbench.sampling import Sampler, Sampling, probabilities
+from stbench.text.sampling import Sampler, Sampling, probabilities
 
 LOGITS = np.array([2.0, 1.0, -1.0, 1.0, 0.0, -np.inf], dtype=np.float32)
 

@@ -8,10 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from stbench import cli, native, perplexity
+from stbench import cli, native
 from stbench.agent import sbr
 from stbench.errors import UsageError
-from stbench.quality import random_tokens
+from stbench.text import perplexity
+from stbench.text.quality import random_tokens
 from tests.text.conftest import MakeModel
 
 

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from stbench.errors import InputError
-from stbench.tokenizer import TextTokenizer
+from stbench.text.tokenizer import TextTokenizer
 
 # Bytes as GPT-2 spells them: "Ġ" is a space, "Ã" and "©" the two bytes of "é".
 TOKENS = ["h", "i", "Ġ", "hi", "Ġhi", "Ã", "©", "<|im_start|>", "<|im_end|>", "<user>", "1", "2", "Ċ"]

@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 
 from stbench import native
 from stbench.agent import routing, sbr
-from stbench.peer import file_sha256
-from stbench.perplexity import Perplexity, chunk, measure, negative_log_likelihoods, summarise
-from stbench.tokenizer import TextTokenizer
+from stbench.builds.peer import file_sha256
+from stbench.text.perplexity import Perplexity, chunk, measure, negative_log_likelihoods, summarise
+from stbench.text.tokenizer import TextTokenizer
 from tests.tinythinker.corpus import HELD_OUT_FILE
 from tests.tinythinker.twin import write_twin
 from tests.truth import llama_peer

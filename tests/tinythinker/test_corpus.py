@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from stbench.tokenizer import TextTokenizer
+from stbench.text.tokenizer import TextTokenizer
 from tests.tinythinker import corpus, vocabulary
 
 TEXT = """Holy Bible, Authorized (King James) Version.

@@ -10,9 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from stbench import cli, native, perplexity, quality
+from stbench import cli, native
 from stbench.agent import routing, sbr
-from stbench.peer import file_sha256
+from stbench.builds.peer import file_sha256
+from stbench.text import perplexity, quality
 from tests.tinythinker import measure
 from tests.tinythinker.corpus import HELD_OUT_FILE
 from tests.tinythinker.measure import FIXTURE

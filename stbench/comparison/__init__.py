@@ -1,0 +1,1 @@
+"""One set of results against another: intervals, tests, verdicts."""

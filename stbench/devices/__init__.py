@@ -1,0 +1,1 @@
+"""devices.yaml and what is known of each device."""

@@ -1,0 +1,1 @@
+"""Models: their shapes, their files and their bundles."""

@@ -1,0 +1,1 @@
+"""A run's timeline: where a token's time goes."""

@@ -1,0 +1,1 @@
+"""Records as they are kept, and as rows of a tidy frame."""

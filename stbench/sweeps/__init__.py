@@ -1,0 +1,1 @@
+"""Axes -> cases -> plan; nothing is measured yet."""

@@ -1,0 +1,1 @@
+"""Rows -> cells -> tables in the published shape, charts and files."""

@@ -1,0 +1,418 @@
+"""Records -> tables in the published shape, with a column per measured device beside the published ones.
+
+A number in the grid is the median of processes that ran *one* case: cells never mix campaigns, workloads,
+engines, thread counts, instruction sets, builds or boards. Where records of several exist, one is selected,
+and the notes say which and why:
+
+- a column is one device and one engine; its workload and settings are those that fill most rows (then: most
+  replicates, then the newest);
+- the thread count of a cell follows the rule of the published tables: 4 on i9-14900 and Snapdragon 8 Elite,
+  elsewhere the fastest of those measured.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from stbench.agent.wire import RunRecord
+from stbench.campaigns.campaign import UNFINISHED
+from stbench.devices.engine_names import needs_llama_cpp
+from stbench.records.frame import to_frame, unique_records
+from stbench.records.limited_columns import LIMITED
+from stbench.sweeps.sweep import ENGINE, switches_label
+from stbench.tables import cells, limited_grid, notes, published
+from stbench.tables.published import PublishedRow, PublishedTable
+from stbench.tables.table import (
+    NO_ENGINE,
+    NO_LIMIT,
+    TIMES,
+    Cell,
+    Column,
+    Row,
+    Table,
+    clean,
+    number,
+)
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+# What all cells of a column share, beside device and engine.
+CONDITION = (
+    "fingerprint",
+    "library",
+    "workload",
+    "seed",
+    "sparse_ffn_auto",
+    "isa_requested",
+    "n_ctx",
+    "n_batch",
+    "kv_type",
+    "kv_touch",
+    "load_requested",
+    "populate",
+    "requantise_down",
+    "lm_head_threshold",
+)
+# What may differ between the cells of a column.
+CELL = ("campaign", "digest", "threads_requested", "cpus")
+CASE = ("device", "engine", "model", "sparse_ffn", "sparse_lm_head", *CONDITION, *CELL, *LIMITED)
+
+# Records of a run that failed early lack these; within one campaign they are those of its neighbours.
+_FILLED = {
+    "digest": ["campaign", "device", "engine", "model"],
+    "library": ["campaign", "device", "engine"],
+    "fingerprint": ["campaign", "device"],
+}
+
+# The 21B table is printed when one of these was measured; Gemma 3n E2B is in both tables.
+_ONLY_21B = ("smallthinker-21b", "qwen3-30b-a3b", "gemma3n-e4b")
+
+_VARIANTS = {
+    (True, True): "+sparse ffn +sparse lm_head",
+    (True, False): "+sparse ffn only",
+    (False, True): "+sparse lm_head only",
+    (False, False): "neither (dense)",
+}
+
+
+@dataclass(frozen=True)
+class _RowSpec:
+    """One row to fill: of the published table, or a variant of ``parent``'s model with other switches."""
+
+    key: str
+    label: str
+    model: str
+    sparse_ffn: bool
+    sparse_lm_head: bool
+    limited: bool
+    published: PublishedRow | None
+    parent: str = ""
+
+
+def build_tables(records: Iterable[RunRecord], ratio_to: Mapping[str, str] | None = None) -> list[Table]:
+    """The 4B table, the 21B table when a model of it was measured, all limited cases with what each limit
+    cost, and a list of the other cases that these do not show. Cancelled runs are no results and not counted.
+
+    ``ratio_to`` maps a measured device to the published device that it is (key of published_speed.csv), for a
+    ratio column. Devices called like a published one need no entry; comparing others is not meaningful.
+    Raises KeyError for an unknown published device.
+    """
+    ratio_to = dict(ratio_to or {})
+    for reference in ratio_to.values():
+        published.published_device(reference)
+    kept = [
+        record
+        for record in unique_records(records)
+        if record.purpose == "measure" and record.status != UNFINISHED
+    ]
+    frame = _filled(to_frame(kept))
+    facts = notes.device_facts(kept)
+    keys = ["4B"] + (["21B"] if frame["catalogue_model"].isin(_ONLY_21B).any() else [])
+    tables: list[Table] = []
+    shown: set[int] = set()
+    for key in keys:
+        table, used = _published_shape(published.published_table(key), frame, facts, ratio_to)
+        tables.append(table)
+        shown |= used
+    described = {str(chosen["device"]) for table in tables for chosen in table.selection}
+    limited = limited_grid.is_limited(frame)
+    if limited.any():
+        tables.append(_limited_cases(frame[limited], facts, described))
+        described |= set(frame[limited]["device"])
+    rest = frame[~limited & ~frame.index.isin(sorted(shown))]
+    if len(rest):
+        tables.append(_other_cases(rest, facts, described))
+    return tables
+
+
+def render_grid(
+    records: Iterable[RunRecord], console: Console, ratio_to: Mapping[str, str] | None = None
+) -> None:
+    """Prints the tables of :func:`build_tables` on a rich console."""
+    from stbench.tables import render
+
+    for table in build_tables(records, ratio_to):
+        render.print_rich(table, console)
+
+
+def _filled(frame: pd.DataFrame) -> pd.DataFrame:
+    frame = frame.copy()
+    for name, keys in _FILLED.items():
+        for _, group in frame.groupby(keys, sort=True, dropna=False):
+            known = sorted(set(group[name]) - {""})
+            if len(known) == 1:
+                frame.loc[group.index, name] = known[0]
+    return frame
+
+
+def _row_specs(table: PublishedTable, measured: set[tuple[str, bool, bool]]) -> list[_RowSpec]:
+    """Published rows in their order; behind the unlimited SmallThinker row its other switches: those of the
+    4B model always, those of the 21B model (published without a sparse lm_head) when measured."""
+    specs = []
+    for row in table.rows:
+        specs.append(
+            _RowSpec(row.key, row.label, row.model, row.sparse_ffn, row.sparse_lm_head, row.limited, row)
+        )
+        if row.limited or not row.model.startswith("smallthinker"):
+            continue
+        for (ffn, head), label in _VARIANTS.items():
+            is_published = (ffn, head) == (row.sparse_ffn, row.sparse_lm_head)
+            always = row.sparse_lm_head or not head
+            if not is_published and (always or (row.model, ffn, head) in measured):
+                key = f"{row.model}/{switches_label(ffn, head)}"
+                specs.append(_RowSpec(key, label, row.model, ffn, head, False, None, row.key))
+    return specs
+
+
+def _published_shape(
+    table: PublishedTable,
+    frame: pd.DataFrame,
+    facts: notes.Facts,
+    ratio_to: Mapping[str, str],
+) -> tuple[Table, set[int]]:
+    """The table and the rows of ``frame`` that are in it."""
+    known = frame["catalogue_model"].isin({row.model for row in table.rows}) & (frame["routing"] == "")
+    limits = {limited_grid.published_limit(row.memory) for row in table.rows if row.limited}
+    unlimited = ~limited_grid.is_limited(frame)
+    own = frame[known & (unlimited | frame["memory_limit_bytes"].isin(limits)) & (frame["n_gen"] > 0)]
+    free = own[~limited_grid.is_limited(own)]
+    measured = set(zip(free["catalogue_model"], free["sparse_ffn"], free["sparse_lm_head"], strict=True))
+    specs = _row_specs(table, measured)
+    cells_by_row = {spec.key: _published_cells(spec) for spec in specs}
+    headers = {device.key: device.header for device in table.devices}
+    columns = [Column("row", "Model", "label"), Column("memory", table.memory_header, "memory", "GiB")]
+    columns += [
+        Column(f"published:{key}", header, "published", "tokens/s", key) for key, header in headers.items()
+    ]
+    selected: list[Mapping[str, Any]] = []
+    picked: list[pd.DataFrame] = []
+    for (device, engine), group in own.groupby(["device", "engine"], sort=True):
+        name = clean(str(device), 40)
+        if engine != ENGINE or own.loc[own["device"] == device, "engine"].nunique() > 1:
+            name += f" ({clean(str(engine), 20)})"
+        chosen, condition = _select_condition(group)
+        key = f"measured:{device}:{engine}"
+        filled = {}
+        for spec in specs:
+            cells_by_row[spec.key][key], rows = _measured_cell(spec, chosen, str(device), str(engine))
+            if len(rows):
+                filled[spec.key] = rows
+        picked += filled.values()
+        reference = ratio_to.get(str(device), str(device))
+        _derive(specs, cells_by_row, key, reference)
+        against = "published" if reference == device else f"published {headers.get(reference)}"
+        probed = any(rows["read_gb_per_s"].notna().any() for rows in filled.values())
+        columns += _columns(key, name, str(device), against if reference in headers else "", probed)
+        selected.append(
+            notes.selection(name, str(device), str(engine), condition, filled, len(group) - len(chosen))
+        )
+    shown = pd.concat(picked) if picked else own.iloc[:0]
+    profiles = tuple(notes.synthetic_sentences(shown))
+    sentences = [published.THREAD_NOTE, *notes.sentences(selected, facts, shown, profiles)]
+    rows_out = tuple(Row(s.key, s.label, cells_by_row[s.key], s.parent) for s in specs)
+    title = f"{table.title}: decode, tokens/s"
+    made = Table(table.key, title, tuple(columns), rows_out, tuple(sentences), tuple(selected), profiles)
+    return made, set(shown.index)
+
+
+def _columns(key: str, name: str, device: str, against: str, probed: bool) -> list[Column]:
+    """The columns of a measured device: speed, ratio to dense, ratio to its published device, percent of the
+    memory's limit where bandwidth was ``probed`` beside the runs, memory."""
+    columns = [
+        Column(key, f"{name}\ntokens/s", "speed", "tokens/s", device),
+        Column(f"dense:{key}", f"{name}\n{TIMES} dense", "ratio", "", device),
+    ]
+    if against:
+        columns.append(Column(f"ratio:{key}", f"{name}\n{TIMES} {against}", "ratio", "", device))
+    if probed:
+        columns.append(Column(f"limit:{key}", f"{name}\n% of limit", "limit", "%", device))
+    return [*columns, Column(f"rss:{key}", f"{name}\nRSS GiB", "rss", "GiB", device)]
+
+
+def _published_cells(spec: _RowSpec) -> dict[str, Cell]:
+    if spec.published is None:
+        return {}
+    row = {"memory": Cell(spec.published.memory)}
+    for device, speed in spec.published.speeds.items():
+        text = "-" if speed is None else f"{speed:.2f}"
+        row[f"published:{device}"] = Cell(text, value=speed)
+    return row
+
+
+def _select_condition(group: pd.DataFrame) -> tuple[pd.DataFrame, dict[str, Any]]:
+    """The records of the condition that fills most rows, then has most replicates, then is the newest."""
+    best: tuple[Any, ...] | None = None
+    chosen = group
+    for key, rows in group.groupby(list(CONDITION), sort=True, dropna=False):
+        usable = rows[rows["usable"]]
+        filled = usable.groupby(
+            ["catalogue_model", "sparse_ffn", "sparse_lm_head", limited_grid.is_limited(usable)]
+        ).ngroups
+        rank = (filled, len(usable), str(rows["started_at"].max()), tuple(map(str, key)))
+        if best is None or rank > best:
+            best, chosen = rank, rows
+    return chosen, {name: _plain(chosen.iloc[0][name]) for name in CONDITION}
+
+
+def _plain(value: Any) -> Any:
+    return value.item() if hasattr(value, "item") else value
+
+
+def _measured_cell(
+    spec: _RowSpec, chosen: pd.DataFrame, device: str, engine: str
+) -> tuple[Cell, pd.DataFrame]:
+    empty = chosen.iloc[:0]
+    mask = (
+        (chosen["catalogue_model"] == spec.model)
+        & (chosen["sparse_ffn"] == spec.sparse_ffn)
+        & (chosen["sparse_lm_head"] == spec.sparse_lm_head)
+        & (limited_grid.is_limited(chosen) == spec.limited)
+    )
+    if spec.limited and spec.published is not None:
+        mask &= chosen["memory_limit_bytes"] == limited_grid.published_limit(spec.published.memory)
+    rows = chosen[mask]
+    if not len(rows):
+        cell = _unmeasured(spec.model, engine)
+        return Cell(cell.text, (*cell.marks, NO_LIMIT)) if spec.limited else cell, empty
+    if spec.limited:
+        rows = limited_grid.best_setting(rows)
+    rows = _one_campaign(rows)
+    rows = _one_thread_setting(rows, published.published_threads(device))
+    return cells.speed_cell(rows, "decode_tps"), rows
+
+
+def _unmeasured(model: str, engine: str) -> Cell:
+    impossible = engine == ENGINE and needs_llama_cpp(model)
+    return Cell("—", (NO_ENGINE,)) if impossible else Cell("not run")
+
+
+def _one_campaign(rows: pd.DataFrame) -> pd.DataFrame:
+    """The campaign and model file with most usable replicates, undisturbed ones first, then the newest."""
+    groups = [group for _, group in rows.groupby(["campaign", "digest"], sort=True)]
+
+    def rank(group: pd.DataFrame) -> tuple[int, int, str]:
+        calm = group["usable"] & ~group["disturbed"]
+        return int(calm.sum()), int(group["usable"].sum()), str(group["started_at"].max())
+
+    return max(groups, key=rank)
+
+
+def _one_thread_setting(rows: pd.DataFrame, rule: int | None) -> pd.DataFrame:
+    """``rule`` threads when that was measured, else the setting with the largest median; settings that
+    computed wrong output are taken only when no other exists."""
+    groups = [group for _, group in rows.groupby(["threads_requested", "cpus"], sort=True)]
+    if rule is not None:
+        groups = [group for group in groups if (group["threads"] == rule).all()] or groups
+    return max(groups, key=cells.thread_rank)
+
+
+def _derive(
+    specs: Sequence[_RowSpec], cells_by_row: dict[str, dict[str, Cell]], column: str, reference: str
+) -> None:
+    """Fills ratio, limit and memory columns of a measured column."""
+    for spec in specs:
+        row = cells_by_row[spec.key]
+        cell = row[column]
+        row[f"rss:{column}"] = _memory(cell)
+        row[f"limit:{column}"] = cells.limit_cell(cell)
+        dense = next(
+            (
+                cells_by_row[other.key][column]
+                for other in specs
+                if other.model == spec.model
+                and not (other.sparse_ffn or other.sparse_lm_head or other.limited)
+                and spec.model.startswith("smallthinker")
+            ),
+            None,
+        )
+        row[f"dense:{column}"] = _ratio(cell, dense.value if dense else None)
+        theirs = row.get(f"published:{reference}")
+        row[f"ratio:{column}"] = _ratio(cell, theirs.value if theirs else None)
+
+
+def _ratio(cell: Cell, base: float | None) -> Cell:
+    if cell.value is None or not base:
+        return Cell()
+    return Cell(number(cell.value / base), value=cell.value / base, details=_weights(cell))
+
+
+def _memory(cell: Cell) -> Cell:
+    rss = cell.details.get("peak_rss_bytes")
+    return Cell(f"{rss / 2**30:.2f}", value=rss / 2**30, details=_weights(cell)) if rss else Cell()
+
+
+def _weights(cell: Cell) -> dict[str, Any]:
+    """What a number that is derived from a measured cell has to say of the weights behind it."""
+    return {key: cell.details[key] for key in ("synthetic", "profile")}
+
+
+def _limited_cases(frame: pd.DataFrame, facts: notes.Facts, described: set[str]) -> Table:
+    """One row per case under a limit, or with a cache of units; those in a published table, too."""
+    sentences = _device_sentences(frame, facts, described)
+    profiles = tuple(notes.synthetic_sentences(frame))
+    sentences += [*profiles, *limited_grid.sentences(frame)]
+    rows = []
+    groups = [group for _, group in frame.groupby(list(CASE), sort=True, dropna=False)]
+    for i, (label, group) in enumerate(zip(_distinct_labels(groups), groups, strict=True)):
+        rows.append(Row(f"limited:{i}", label, limited_grid.case_cells(group)))
+        sentences += notes.failures(label, group) + notes.disturbances(label, group)
+    sentences += limited_grid.verdict_sentences(frame)
+    title = "Under a memory limit, or with a cache of experts or layers"
+    return Table(
+        "limited", title, tuple(limited_grid.columns()), tuple(rows), tuple(sentences), profiles=profiles
+    )
+
+
+def _device_sentences(frame: pd.DataFrame, facts: notes.Facts, described: set[str]) -> list[str]:
+    boards = sorted(set(zip(frame["device"], frame["fingerprint"], strict=True)))
+    return [
+        notes.device_sentence(clean(device, 40), facts.get((device, fingerprint)))
+        for device, fingerprint in boards
+        if device not in described
+    ]
+
+
+def _other_cases(frame: pd.DataFrame, facts: notes.Facts, described: set[str]) -> Table:
+    """One row per case that no published table shows: other models, workloads, settings and thread counts.
+    ``described``: devices that another table's notes describe."""
+    columns = [
+        Column("row", "Case", "label"),
+        Column("decode", "decode\ntokens/s", "speed", "tokens/s"),
+        Column("prefill", "prefill\ntokens/s", "speed", "tokens/s"),
+        Column("rss", "peak\nRSS GiB", "rss", "GiB"),
+    ]
+    if frame["read_gb_per_s"].notna().any():
+        columns.insert(2, Column("limit", "% of limit", "limit", "%"))
+    sentences = _device_sentences(frame, facts, described)
+    profiles = tuple(notes.synthetic_sentences(frame))
+    sentences += profiles
+    rows = []
+    groups = [group for _, group in frame.groupby(list(CASE), sort=True, dropna=False)]
+    for i, (label, group) in enumerate(zip(_distinct_labels(groups), groups, strict=True)):
+        has_gen = bool(group["n_gen"].iloc[0])
+        decode = cells.speed_cell(group, "decode_tps") if has_gen else Cell()
+        prefill = cells.speed_cell(group, "prefill_tps") if group["n_prompt"].iloc[0] else Cell()
+        memory = _memory(decode if has_gen else prefill)
+        made = {"decode": decode, "prefill": prefill, "limit": cells.limit_cell(decode), "rss": memory}
+        rows.append(Row(f"case:{i}", label, made))
+        sentences += notes.failures(label, group) + notes.disturbances(label, group)
+    sentences += notes.auto_sentences(frame) + notes.limit_sentences(frame)
+    title = "Cases outside the published tables"
+    return Table("other", title, tuple(columns), tuple(rows), tuple(sentences), profiles=profiles)
+
+
+def _distinct_labels(groups: Sequence[pd.DataFrame]) -> list[str]:
+    """The cases' labels; where several have the same one, what they differ in is added."""
+    labels = [clean(str(group["label"].iloc[0]), 120) for group in groups]
+    out = []
+    for label, group in zip(labels, groups, strict=True):
+        alike = [other for text, other in zip(labels, groups, strict=True) if text == label]
+        differing = [key for key in CASE if len({str(other[key].iloc[0]) for other in alike}) > 1]
+        extra = ", ".join(f"{key} {clean(str(group[key].iloc[0]), 20) or 'unknown'}" for key in differing)
+        out.append(f"{label} [{extra}]" if extra else label)
+    return out
