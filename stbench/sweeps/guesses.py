@@ -21,6 +21,9 @@ GUESS_READ = 6e9
 GUESS_READ_THREADS = 4
 GUESS_PREFILL_SPEEDUP = 4.0
 GUESS_WRITE = 400e6
+# What a disk gives to reads of a limited run, bytes/s, and how much of a memory limit is left to weights.
+GUESS_STORAGE = 2e9
+GUESS_WEIGHTS_SHARE = 0.6
 GUESS_START_S = 1.5
 # Decoded to fill a cache: a few rounds of stbench.agent.measure.
 WARM_TOKENS = 96
@@ -36,7 +39,17 @@ def guess_seconds(job: JobSpec, model: DeviceModel) -> float:
     warmup = max(job.warmup_tokens, WARM_TOKENS) if job.settings.start == "warm" else job.warmup_tokens
     tokens = work.n_gen + warmup + (work.n_prompt + work.n_depth) / GUESS_PREFILL_SPEEDUP
     load = model.file_bytes / rate if job.engine == ENGINE else 0.0
-    return GUESS_START_S + _guess_brackets_s(job) + load + tokens * per_token / rate
+    token_s = per_token / rate + per_token * _missing_share(job, model) / GUESS_STORAGE
+    return GUESS_START_S + _guess_brackets_s(job) + load + tokens * token_s
+
+
+def _missing_share(job: JobSpec, model: DeviceModel) -> float:
+    """Of the weights that a token reads, what a memory limit leaves on storage. Without a cache all of it:
+    pages leave in the order in which they come, and are gone when the next token asks for them."""
+    room = job.settings.memory_limit_bytes * GUESS_WEIGHTS_SHARE
+    if not room or room >= model.file_bytes:
+        return 0.0
+    return 1 - room / model.file_bytes if job.settings.cache else 1.0
 
 
 def guess_search_s(job: JobSpec, model: DeviceModel) -> float:

@@ -279,3 +279,10 @@ def test_jobs_carry_what_the_agent_needs() -> None:
     assert job.label == f"board:{job.case}"
     assert job.settings.kv_touch
     assert to_json(job)["reference"] is None
+
+
+def test_a_limit_that_the_weights_exceed_takes_longer() -> None:
+    limits = {"memory_limit": ["1GiB", "none"], "cache": ["auto", "none"]}
+    found = plan(build_sweep({"models": "qwen3-1.7b", "gen": "64", "replicates": 1, **limits}))
+    guess = {job.case.split("/t4")[1]: found.guess_s[job.id] for job in found.jobs}
+    assert guess["/tg64"] < guess["/mem1g/cacheauto/tg64"] < guess["/mem1g/tg64"]
