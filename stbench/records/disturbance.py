@@ -59,9 +59,9 @@ OTHER_CPU_LIMIT = 0.10
 CPU_RESOLUTION_S = 0.05
 
 # Of a storage rate. Probes of 150 ms of a virtual disk with a neighbour on each of two CPUs lay within 6 % of
-# their middle (2.55 to 2.79 GB/s); a flash card whose garbage collector wakes up, or a quota that runs out,
-# takes half and more. A run that storage bounds wholly has at most this error from it, one at the limit below
-# a fifth of it.
+# their middle (2.55 to 2.79 GB/s); in another hour the two sides of a run lay up to 27 % apart. A flash card
+# whose garbage collector wakes up, or a quota that runs out, takes half and more. A run that storage bounds
+# wholly has at most this error from it, one at the limit below a fifth of it.
 STORAGE_LIMIT = 0.20
 # Of the timed part of a run: what its reads take at least at the rate of its probes. Less, and a disk at half
 # its speed is less than the 10 % that bandwidth may move.

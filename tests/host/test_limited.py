@@ -208,10 +208,11 @@ def committed() -> Iterator[tuple[str, list[RunRecord], dict[str, Any]]]:
 
 
 def test_old_sweeps_and_their_ids_are_what_they_were() -> None:
-    """Of every committed record: its id is computed again from what it says."""
+    """Of every committed record without limits: its id is computed again from what it says."""
     for name, records, stored in committed():
         sweep = sweep_from_json(stored["sweep"], ROOT)
-        assert sweep.limited("sbr") == [Limited()], name
+        if sweep.limited("sbr") != [Limited()]:
+            continue
         checked = 0
         for record in records:
             if record.versions is None or record.facts is None:
