@@ -5,6 +5,7 @@
 #include "interleaved_checks.h"
 #include "kernel_inputs.h"
 #include "missing_instructions.h"
+#include "neuron_checks.h"
 
 #if defined(__x86_64__)
 namespace sbr {
@@ -352,6 +353,7 @@ void check_all(const Kernels& k) {
   check_all_halves(k);
   if (k.isa == SBR_ISA_SCALAR) return check_interleaved(k, true);
   check_matrices(k, Extent::kAll);
+  check_up_down(k);
   for (size_t tokens : {17, 40, 133}) check_long_batch(k, tokens);
   for (size_t n : {1, 2, 15, 16, 17, 31, 32, 33, 64, 96, 128, 1536}) {
     for (Fill fill : kFills) check_vectors(k, n, fill);

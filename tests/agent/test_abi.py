@@ -31,6 +31,7 @@ STRUCTS = {
     "sbr_layer_counters": _abi.LayerCounters,
     "sbr_bundle_info": _abi_tools.BundleInfo,
     "sbr_cache_counters": _abi.CacheCounters,
+    "sbr_simulate_clock": _abi_tools.SimulateClock,
     "sbr_simulate_options": _abi_tools.SimulateOptions,
     "sbr_simulate_result": _abi_tools.SimulateResult,
     "sbr_synth_spec": _abi_tools.SynthSpec,

@@ -12,6 +12,8 @@ from stbench.agent import probe
 from tests.benchmarks import builds, counts, gate, pairs
 from tests.workshop import Edit, Workshop, edited, working_tree
 
+pytestmark = pytest.mark.quiet
+
 Say = Callable[[object], None]
 
 

@@ -16,6 +16,8 @@ from stbench.builds.build import find_library
 from stbench.errors import BuildError
 from tests.benchmarks.conftest import Measure
 
+pytestmark = pytest.mark.quiet
+
 COLUMNS = 1536
 BYTES_PER_ROW = {"q4_0": 864, "q8_0": 1632, "q4_k": 864, "f16": 3072}
 KERNELS = [

@@ -12,6 +12,8 @@ from stbench.agent import sbr, wire
 from stbench.models import catalogue
 from tests.benchmarks.conftest import Measure
 
+pytestmark = pytest.mark.quiet
+
 PROMPT = 64
 STEPS = 16
 

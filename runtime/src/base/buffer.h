@@ -29,7 +29,7 @@ class Buffer {
     for (size_t i = 0; i < size; ++i) data_[i] = T();
   }
   ~Buffer() {
-    if (data_ != nullptr) ::operator delete(data_, std::align_val_t(kAlignment));
+    if (data_ != nullptr) ::operator delete(static_cast<void*>(data_), std::align_val_t(kAlignment));
   }
   Buffer(Buffer&& other) noexcept { swap(other); }
   Buffer& operator=(Buffer&& other) noexcept {

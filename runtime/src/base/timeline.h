@@ -36,6 +36,7 @@ enum class Event : uint16_t {
   kUp = SBR_TIMELINE_UP,
   kGateUp = SBR_TIMELINE_GATE_UP,
   kDown = SBR_TIMELINE_DOWN,
+  kUpDown = SBR_TIMELINE_UP_DOWN,
   kLmHead = SBR_TIMELINE_LM_HEAD,
   kBarrier = SBR_TIMELINE_BARRIER,
   kRead = SBR_TIMELINE_READ,

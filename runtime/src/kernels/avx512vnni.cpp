@@ -7,6 +7,7 @@
 
 #include "kernels/avx512vnni_interleaved.h"
 #include "kernels/avx512vnni_matrix.h"
+#include "kernels/avx512vnni_neurons.h"
 #include "kernels/kernels.h"
 #include "kernels/matrix_table.h"
 #include "kernels/tables.h"
@@ -76,16 +77,9 @@ int32_t round_store16(V16 v, int8_t* q) {
 namespace sbr {
 namespace {
 
-// ---- rule 8, quantised weights
+// ---- rule 8, q8_0
 
 // The 16 weights of each half of a block as floats.
-void widen(const BlockQ4_0& block, __m512* first, __m512* second) {
-  const __m512 levels = _mm512_setr_ps(-8, -7, -6, -5, -4, -3, -2, -1, 0, 1, 2, 3, 4, 5, 6, 7);
-  const __m512i bytes = _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(block.nibbles)));
-  *first = _mm512_permutexvar_ps(bytes, levels);  // looks at the low four bits only
-  *second = _mm512_permutexvar_ps(_mm512_srli_epi32(bytes, 4), levels);
-}
-
 void widen(const BlockQ8_0& block, __m512* first, __m512* second) {
   const __m128i* q = reinterpret_cast<const __m128i*>(block.q);
   *first = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(q)));
@@ -145,8 +139,8 @@ SBR_QUANTISED_KERNELS(avx512vnni)
 SBR_INTERLEAVED_KERNELS(avx512vnni)
 
 constexpr Kernels make_table() {
-  Kernels k =
-      quantised_table(SBR_ISA_AVX512VNNI, "avx512vnni", axpy_rows_blocks<BlockQ4_0>, axpy_rows_blocks<BlockQ8_0>);
+  Kernels k = quantised_table(SBR_ISA_AVX512VNNI, "avx512vnni", axpy_rows_q4_0_avx512vnni, axpy_rows_blocks<BlockQ8_0>);
+  k.weights[SBR_TYPE_Q4_0].up_down = up_down_q4_0_avx512vnni;
   set_interleaved_kernels(&k);
   set_float_kernels(&k, SBR_TYPE_F32, SBR_TYPE_F16, SBR_TYPE_BF16);
   k.compact_greater = compact_greater_avx512vnni;

@@ -60,13 +60,15 @@ StepInput load_input(const int8_t* q, size_t valid) {
 }
 
 // One step of kGroups * 4 rows: acc[lane r] goes through rule 4 for the step's blocks.
-template <class T, int kGroups, bool kFull>
-__m512 step_rows(const uint8_t* const* row, size_t step, size_t valid, const Activation& x, __m512 acc) {
+template <class T, int kGroups, bool kFull, class Meanwhile>
+__m512 step_rows(const uint8_t* const* row, size_t step, size_t valid, const Activation& x, __m512 acc,
+                 const Meanwhile& meanwhile) {
   const StepInput in = load_input<T, kFull>(x.q + step * kStepBlocks * kBlock, valid);
   typename T::Scales scales;
   __m512i folded[4] = {_mm512_setzero_si512(), _mm512_setzero_si512(), _mm512_setzero_si512(), _mm512_setzero_si512()};
 #pragma GCC unroll 4
   for (int g = 0; g < kGroups; ++g) {
+    meanwhile();
     __m512i partial[4];
 #pragma GCC unroll 4
     for (int i = 0; i < 4; ++i) {
@@ -119,10 +121,10 @@ __m512 tile_times_vector(const Tiles& tiles, size_t row_bytes, size_t n, const A
   __m512 acc = _mm512_setzero_ps();
   for (size_t step = 0; step < whole; ++step) {
     prefetch.until((step + 1) * T::kStepBytes);
-    acc = step_rows<T, kGroups, true>(row, step, kStepBlocks, x, acc);
+    acc = step_rows<T, kGroups, true>(row, step, kStepBlocks, x, acc, [] {});
   }
   prefetch.until(row_bytes);
-  if (blocks % kStepBlocks) acc = step_rows<T, kGroups, false>(row, whole, blocks % kStepBlocks, x, acc);
+  if (blocks % kStepBlocks) acc = step_rows<T, kGroups, false>(row, whole, blocks % kStepBlocks, x, acc, [] {});
   return acc;
 }
 

@@ -56,6 +56,7 @@ Kernels with_parent(const Kernels& own, const Kernels& parent) {
     inherit(k.weights[type].gather_gemv, parent.weights[type].gather_gemv);
     inherit(k.weights[type].gemm, parent.weights[type].gemm);
     inherit(k.weights[type].axpy_rows, parent.weights[type].axpy_rows);
+    inherit(k.weights[type].up_down, parent.weights[type].up_down);
   }
   inherit(k.quantise, parent.quantise);
   inherit(k.rms_norm, parent.rms_norm);

@@ -32,6 +32,12 @@ typedef void (*GemmFn)(const uint8_t* w, size_t row_bytes, size_t n_rows, size_t
 typedef void (*AxpyRowsFn)(const uint8_t* w, size_t row_bytes, const uint32_t* rows, const float* coefficient,
                            size_t n_rows, size_t col_begin, size_t col_end, float* y);
 
+// y[c] = fma((gate[i] * dot(up[i], x)) * d, q, y[c]) over i ascending, c in 0..n, q and d of down[i] (rules 4 and 8):
+// what gather_gemv, a product and axpy_rows compute, of n_rows neurons whose rows of n weights lie anywhere. n_after
+// more pointers follow in up and down, to what will be asked for next.
+typedef void (*UpDownFn)(const uint8_t* const* up, const uint8_t* const* down, const float* gate, size_t n_rows,
+                         size_t n_after, size_t n, const Activation* x, float* y);
+
 // Kernels that depend on the weight's type. NULL members: the type has no such kernel:
 // types that the runtime does not know have none, and q4_1, q4_k and q6_k have no axpy_rows.
 struct WeightKernels {
@@ -39,6 +45,7 @@ struct WeightKernels {
   GatherGemvFn gather_gemv;
   GemmFn gemm;
   AxpyRowsFn axpy_rows;
+  UpDownFn up_down = nullptr;  // of sets for which one pass is faster than two
 };
 
 // Rule 3: an amax below this counts as 0, because 127 / amax would overflow for the smallest.

@@ -24,6 +24,7 @@ constexpr size_t kMostThreads = 8;
 struct Move {
   Matrix* matrix;
   bool interleave;
+  Matrix* other;  // nullptr, or the matrix of which row r comes after row r of this one
 };
 
 struct Norm {
@@ -38,8 +39,14 @@ class Plan {
  public:
   Plan(const MappedFile& file, const Config& config, uint32_t gathers, Weights* weights) : file_(file) {
     for (LayerWeights& layer : weights->layers) {
-      for (const PlacedMatrix& placed : place_matrices(layer, config, weights->transposed_down, gathers))
-        add(&(layer.*placed.member), placed.interleave);
+      const bool in_turns = weights->transposed_down && (gathers & SBR_GATHER_UP) != 0 && movable(layer.up) &&
+                            movable(layer.down) && layer.up.rows == layer.down.rows &&
+                            layer.up.row_bytes == layer.down.row_bytes;
+      for (const PlacedMatrix& placed : place_matrices(layer, config, weights->transposed_down, gathers)) {
+        Matrix* matrix = &(layer.*placed.member);
+        if (in_turns && matrix == &layer.down) continue;
+        add(matrix, placed.interleave, in_turns && matrix == &layer.up ? &layer.down : nullptr);
+      }
       add(&layer.router, false);
     }
     add(&weights->output, (gathers & SBR_GATHER_OUTPUT) == 0 && whole_tiles(weights->output, weights->output.rows));
@@ -57,10 +64,13 @@ class Plan {
   uint64_t bytes() const { return bytes_; }
 
  private:
-  void add(Matrix* matrix, bool interleave) {
-    if (!*matrix || matrix->data < file_.data() || matrix->data >= file_.data() + file_.size()) return;
-    moves_.push_back({matrix, interleave});
-    bytes_ += aligned(matrix->bytes());
+  bool movable(const Matrix& matrix) const {
+    return matrix && matrix.data >= file_.data() && matrix.data < file_.data() + file_.size();
+  }
+  void add(Matrix* matrix, bool interleave, Matrix* other = nullptr) {
+    if (!movable(*matrix)) return;
+    moves_.push_back({matrix, interleave, other});
+    bytes_ += aligned(matrix->bytes() * (other == nullptr ? 1 : 2));
   }
   void add(const float** norm, size_t n) {
     if (*norm == nullptr) return;
@@ -78,7 +88,7 @@ class Plan {
 struct Piece {
   uint32_t type;
   bool interleave;
-  uint64_t row_bytes, n_rows;
+  uint64_t row_bytes, n_rows, stride;
   const uint8_t* from;
   uint8_t* to;
 };
@@ -87,8 +97,11 @@ void move(const MappedFile& file, const Piece& piece) {
   const uint64_t bytes = piece.n_rows * piece.row_bytes;
   if (piece.interleave) {
     interleave_rows(piece.type, piece.from, piece.row_bytes, piece.n_rows, piece.to);
-  } else {
+  } else if (piece.stride == piece.row_bytes) {
     std::memcpy(piece.to, piece.from, bytes);
+  } else {
+    for (uint64_t r = 0; r < piece.n_rows; ++r)
+      std::memcpy(piece.to + r * piece.stride, piece.from + r * piece.row_bytes, piece.row_bytes);
   }
   file.release(static_cast<uint64_t>(piece.from - file.data()), bytes);
 }
@@ -100,16 +113,22 @@ Pages repack(const MappedFile& file, const Config& config, uint32_t gathers, Wei
   Pages memory(plan.bytes(), true);
   std::vector<Piece> pieces;
   uint8_t* to = memory.data();
-  for (const Move& m : plan.moves()) {
-    Matrix& matrix = *m.matrix;
+  const auto place = [&](Matrix& matrix, bool interleave, uint64_t gap, uint8_t* at) {
     const uint64_t rows = std::max<uint64_t>(kPieceBytes / matrix.row_bytes / kInterleavedRows, 1) * kInterleavedRows;
+    const uint64_t stride = matrix.row_bytes + gap;
     for (uint64_t r = 0; r < matrix.rows; r += rows) {
-      pieces.push_back({matrix.type, m.interleave, matrix.row_bytes, std::min(rows, matrix.rows - r), matrix.row(r),
-                        to + r * matrix.row_bytes});
+      pieces.push_back({matrix.type, interleave, matrix.row_bytes, std::min(rows, matrix.rows - r), stride,
+                        matrix.row(r), at + r * stride});
     }
-    matrix.data = to;
-    if (m.interleave) matrix.type += kInterleaved;
-    to += aligned(matrix.bytes());
+    matrix.data = at;
+    matrix.gap = gap;
+    if (interleave) matrix.type += kInterleaved;
+  };
+  for (const Move& m : plan.moves()) {
+    const uint64_t gap = m.other == nullptr ? 0 : m.other->row_bytes;
+    place(*m.matrix, m.interleave, gap, to);
+    if (m.other != nullptr) place(*m.other, false, m.matrix->row_bytes, to + m.matrix->row_bytes);
+    to += aligned(m.matrix->bytes() + (m.other == nullptr ? 0 : m.other->bytes()));
   }
   for (const Norm& norm : plan.norms()) {
     *norm.at = static_cast<const float*>(std::memcpy(to, *norm.at, norm.n * sizeof(float)));

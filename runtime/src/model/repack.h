@@ -1,5 +1,7 @@
 // SBR_LOAD_REPACK: the matrices that every token reads move from the mapped file to memory of their own in huge pages,
 // interleaved (kernels/interleaved.h) where whole matrices are multiplied, in the file's rows where rows are gathered.
+// Where up's and down's are, they lie in turns, so that a neuron's two rows are side by side: one page of memory for
+// both, and one walk through the page tables.
 #pragma once
 
 #include <cstdint>

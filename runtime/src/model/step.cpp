@@ -92,6 +92,10 @@ Workspace make_workspace(const Config& c, const Weights& weights, uint32_t n_bat
       scratch.rows = Buffer<uint32_t>(c.n_expert_used * F + 16, allocate);
       scratch.products = Buffer<float>(c.n_expert_used * F, allocate);
       scratch.touched = Buffer<uint8_t>(F, allocate);
+      scratch.up_at = Buffer<const uint8_t*>(c.n_expert_used * F, allocate);
+      scratch.down_at = Buffer<const uint8_t*>(c.n_expert_used * F, allocate);
+      scratch.gates = Buffer<float>(c.n_expert_used * F, allocate);
+      if (allocate) scratch.pass_end.reserve(c.n_expert_used);
     }
     if (r != 0) scratch.predictor = Activations(1, r, allocate);
   }
@@ -106,7 +110,8 @@ uint64_t Workspace::bytes() const {
                    predictor_scores.bytes() + kept_rows.bytes() + kept_logits.bytes();
   for (const Scratch& s : scratch) {
     total += s.scores.bytes() + s.rows.bytes() + s.products.bytes() + s.touched.bytes() + s.mixed.bytes() +
-             s.embedding.bytes() + s.x.bytes() + s.normed.bytes() + s.predictor.bytes();
+             s.up_at.bytes() + s.down_at.bytes() + s.gates.bytes() + s.embedding.bytes() + s.x.bytes() +
+             s.normed.bytes() + s.predictor.bytes();
   }
   return total;
 }

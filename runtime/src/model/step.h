@@ -103,12 +103,16 @@ struct ExpertPlan {
 
 // Scratch of one thread.
 struct Scratch {
-  Buffer<float> scores;       // attention: [heads of a group][n_ctx]; also one head
-  Buffer<uint32_t> rows;      // rows of up of active neurons: one token's [K * F + 16]
-  Buffer<float> products;     // their products [K * F]
-  Buffer<uint8_t> touched;    // [F] neurons that any token of a group used
-  Buffer<float> mixed;        // [D]
-  Buffer<uint8_t> embedding;  // a row of interleaved embeddings
+  Buffer<float> scores;     // attention: [heads of a group][n_ctx]; also one head
+  Buffer<uint32_t> rows;    // rows of up of active neurons: one token's [K * F + 16]
+  Buffer<float> products;   // their products [K * F]
+  Buffer<uint8_t> touched;  // [F] neurons that any token of a group used
+  // Of the same neurons, where one pass computes up and down.
+  Buffer<const uint8_t*> up_at, down_at;  // [K * F]
+  Buffer<float> gates;                    // [K * F]
+  std::vector<size_t> pass_end;           // [groups] where each expert's end
+  Buffer<float> mixed;                    // [D]
+  Buffer<uint8_t> embedding;              // a row of interleaved embeddings
   // A step of one token: every thread keeps the stream and its norm itself, which takes less than waiting for one
   // thread to do so (3 us against a barrier and 3 us).
   Buffer<float> x;        // [D]
@@ -357,9 +361,9 @@ inline void multiply(const Kernels& kernels, const Matrix& w, Range range, const
   if (range.size() == 0) return;
   const WeightKernels& of = kernels.weights[w.type];
   if (n_tokens == 1) {
-    of.gemv(w.row(range.begin), w.row_bytes, range.size(), w.cols, x, y + range.begin);
+    of.gemv(w.row(range.begin), w.stride(), range.size(), w.cols, x, y + range.begin);
   } else {
-    of.gemm(w.row(range.begin), w.row_bytes, range.size(), w.cols, x, n_tokens, y + range.begin, stride);
+    of.gemm(w.row(range.begin), w.stride(), range.size(), w.cols, x, n_tokens, y + range.begin, stride);
   }
 }
 

@@ -17,8 +17,10 @@ struct Matrix {
   uint64_t cols = 0;
   uint64_t rows = 0;
   uint64_t row_bytes = 0;
+  uint64_t gap = 0;  // bytes between two rows: of up and down whose rows lie in turns (repack.h)
 
-  const uint8_t* row(uint64_t r) const { return data + r * row_bytes; }
+  uint64_t stride() const { return row_bytes + gap; }
+  const uint8_t* row(uint64_t r) const { return data + r * stride(); }
   uint64_t bytes() const { return rows * row_bytes; }
   explicit operator bool() const { return rows != 0; }  // the model has such a matrix
 };
