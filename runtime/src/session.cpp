@@ -24,7 +24,8 @@ SessionSettings with_timeline(SessionSettings settings, Timeline* timeline) {
 std::unique_ptr<CachedExperts> make_cached_experts(const Model& model, const SessionSettings& settings) {
   const Bundle* bundle = model.bundle();
   if (bundle == nullptr || bundle->kind() != SBR_BUNDLE_EXPERTS) return nullptr;
-  return std::make_unique<CachedExperts>(*bundle, model.config(), settings.cache, layers_ahead(settings.prefetch));
+  return std::make_unique<CachedExperts>(*bundle, model.config(), settings.cache, layers_ahead(settings.prefetch),
+                                         settings.careful_prefetch);
 }
 
 std::unique_ptr<LayerStream> make_layer_stream(const Model& model, const SessionSettings& settings) {

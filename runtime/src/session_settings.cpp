@@ -158,7 +158,9 @@ void choose_cache(const Bundle& bundle, const sbr_session_options& options, Sess
                                SBR_PREFETCH_NEXT_2_LAYERS, SBR_PREFETCH_NEXT_4_LAYERS});
   if (layers_ahead(settings->prefetch) != 0 && bundle.kind() != SBR_BUNDLE_EXPERTS)
     bad_option("prefetch", "asks for later layers' likely experts, and the model has none: its next layer is known");
-  if (settings->prefetch == SBR_PREFETCH_AUTO) settings->prefetch = SBR_PREFETCH_EXACT;
+  if (settings->prefetch != SBR_PREFETCH_AUTO) return;
+  settings->careful_prefetch = bundle.kind() == SBR_BUNDLE_EXPERTS;
+  settings->prefetch = settings->careful_prefetch ? SBR_PREFETCH_NEXT_2_LAYERS : SBR_PREFETCH_EXACT;
 }
 
 }  // namespace

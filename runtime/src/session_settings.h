@@ -27,9 +27,10 @@ struct SessionSettings {
   bool record_routing = false;
   uint64_t timeline_events = 0;
   // Of a model with a bundle.
-  CacheOptions cache;            // bytes: at most what all units take
-  uint64_t cache_bytes_min = 0;  // with less nothing works
-  uint32_t prefetch = 0;         // SBR_PREFETCH_*, as effective
+  CacheOptions cache;             // bytes: at most what all units take
+  uint64_t cache_bytes_min = 0;   // with less nothing works
+  uint32_t prefetch = 0;          // SBR_PREFETCH_*, as effective
+  bool careful_prefetch = false;  // as far as it pays
 };
 
 // How many layers ahead SBR_PREFETCH_* guesses.

@@ -46,6 +46,7 @@ inline sbr_session_options cached_options(const Bundled& model, uint64_t units) 
   sbr_session_options options = session_options();
   options.isa = SBR_ISA_AUTO;
   options.cache_bytes = units * model.unit_bytes();
+  options.prefetch = SBR_PREFETCH_EXACT;
   return options;
 }
 

@@ -33,7 +33,7 @@ void test_equalities(const char* name, const sbr_synth_spec& spec, bool sparse) 
   const uint32_t policies[] = {SBR_CACHE_LRU, SBR_CACHE_LFU, SBR_CACHE_REUSE, SBR_CACHE_AUTO};
   const uint32_t verify[] = {SBR_VERIFY_FIRST, SBR_VERIFY_EVERY, SBR_VERIFY_NEVER};
   const uint32_t ahead[] = {SBR_PREFETCH_NEXT_4_LAYERS, SBR_PREFETCH_EXACT, SBR_PREFETCH_NEXT_LAYER,
-                            SBR_PREFETCH_NEXT_2_LAYERS};
+                            SBR_PREFETCH_NEXT_2_LAYERS, SBR_PREFETCH_AUTO};
   const uint64_t all = model.n_units();
   // Every setting meets many others, if not all.
   uint32_t turn = 0;
@@ -51,7 +51,7 @@ void test_equalities(const char* name, const sbr_synth_spec& spec, bool sparse) 
         options.cache_policy = policies[turn % 4];
         options.io = kinds[turn / 2 % kinds.size()];
         options.io_threads = turn % 5;
-        options.prefetch = ahead[turn / 2 % 4];
+        options.prefetch = ahead[turn / 2 % 5];
         options.verify = verify[turn % 3];
         ++turn;
         expect_same(name, options, units, prefill_all(model.get(), options, tokens), expected);

@@ -1,8 +1,10 @@
 // Experts that stay on storage, when reads fail or are slow, or a call is cancelled while it waits for them.
 // `test_cached_faults few` tries fewer combinations.
+#include <algorithm>
 #include <atomic>
 #include <cerrno>
 #include <chrono>
+#include <cmath>
 #include <cstdio>
 #include <functional>
 #include <string>
@@ -11,6 +13,7 @@
 #include "base/error.h"
 #include "bundled_models.h"
 #include "expect.h"
+#include "model/guess_worth.h"
 #include "session_settings.h"
 
 using namespace sbr_test;
@@ -160,6 +163,57 @@ void test_waiting_is_counted() {
   EXPECT(c.ns_io_busy >= c.ns_wait / 2);
 }
 
+// SBR_PREFETCH_AUTO reads for places that are right often enough for a device that takes so long and pauses so long.
+void test_guess_worth() {
+  sbr::GuessWorth worth;
+  EXPECT(worth.least_right() == 0.5f && !worth.resting());  // nothing is known yet
+  worth.set_unit(1000);
+  EXPECT(worth.least_right() == 0.5f);
+  worth.add_pause(100);
+  EXPECT(std::abs(worth.least_right() - 0.9f) < 1e-4f);
+  // A thread that lost its CPU for long, now and then.
+  for (int i = 0; i < 200; ++i) worth.add_pause(i % 50 == 0 ? 1e9f : 100);
+  EXPECT(worth.least_right() > 0.89f);
+  // Compute that became slower for good is believed.
+  for (int i = 0; i < 2000; ++i) worth.add_pause(400);
+  EXPECT(std::abs(worth.least_right() - 0.6f) < 0.01f);
+  worth.set_unit(500);
+  EXPECT(worth.least_right() == 0.5f);  // never below
+  for (int i = 0; i < 1000; ++i) worth.add_layer(i % 10 == 0);
+  EXPECT(!worth.resting());
+  for (int i = 0; i < 1000; ++i) worth.add_layer(i % 40 == 0);
+  EXPECT(worth.resting());
+}
+
+// SBR_PREFETCH_AUTO names experts two layers ahead, but none where hardly a layer misses one; next-2, which was asked
+// for, does. Results are the same.
+void test_careful_guesses() {
+  sbr_synth_spec spec = tiny_smallthinker(SBR_TYPE_Q4_0, true);
+  spec.n_layer = 5;
+  const Bundled model(spec);
+  const std::vector<int32_t> tokens = token_stream(40);
+  const std::vector<float> expected = prefill_all(model.resident(), session_options(), tokens);
+  Fault fault;
+  fault.kind = Fault::kSlow;
+  const auto decoded = [&](uint32_t prefetch, uint64_t units, int times) {
+    sbr_session_options options = cached_options(model, units);
+    options.prefetch = prefetch;
+    sbr::Session session(model.get(), tampered(model, options, &fault));
+    EXPECT(session.info().prefetch == SBR_PREFETCH_NEXT_2_LAYERS);
+    for (int i = 0; i < times; ++i) {
+      session.rewind(0);
+      session.reset_counters();
+      EXPECT(decode_all(session, tokens) == expected);
+    }
+    return session.cache_counters();
+  };
+  const uint64_t half = model.n_units() / 2, all = model.n_units();
+  EXPECT(decoded(SBR_PREFETCH_AUTO, half, 2).predicted != 0);
+  // In memory: after some hundred layers without a miss nothing is named.
+  EXPECT(decoded(SBR_PREFETCH_AUTO, all, 8).predicted == 0);
+  EXPECT(decoded(SBR_PREFETCH_NEXT_2_LAYERS, all, 8).predicted != 0);
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -167,5 +221,7 @@ int main(int argc, char** argv) {
   test_failed_reads();
   test_cancel_while_waiting();
   test_waiting_is_counted();
+  test_guess_worth();
+  test_careful_guesses();
   return finish("test_cached_faults");
 }

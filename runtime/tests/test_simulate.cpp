@@ -5,6 +5,7 @@
 #include <cstdio>
 #include <set>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "base/error.h"
@@ -117,6 +118,100 @@ void test_extremes(const Routing& routing, RoutingShape shape) {
   EXPECT(fixed.hits == fixed.requests);
 }
 
+sbr_simulate_clock clock_of(uint32_t guess_layers, double guess_right) {
+  sbr_simulate_clock clock = {};
+  clock.struct_size = sizeof clock;
+  clock.guess_layers = guess_layers;
+  clock.guess_right = guess_right;
+  clock.units_at_once = 2;
+  clock.ns_head = 5000;
+  clock.ns_lead = 100;
+  clock.ns_rest = 300;
+  clock.ns_expert = 50;
+  clock.ns_router = 7;
+  clock.ns_latency = 200;
+  clock.ns_unit = 1000;
+  return clock;
+}
+
+// A layer of n units of which m are read, two at a time, beside 400 ns of attention: by hand, up to 4 of 4.
+uint64_t layer_ns(uint32_t n, uint32_t m) {
+  uint64_t done = 100 + 300 + (n - m) * 50, arrived = 100 + 200;
+  for (uint32_t first = 0; first < m; first += 2) {
+    const uint32_t together = std::min(2u, m - first);
+    arrived += together * 1000;
+    done = std::max(done, arrived) + together * 50;
+  }
+  return done;
+}
+
+// Without guesses no layer depends on another, and the clock changes nothing about hits.
+void test_clock(const Routing& routing, RoutingShape shape) {
+  const uint64_t n_tokens = tokens_of(routing.experts, shape);
+  const sbr_simulate_clock clock = clock_of(0, 0);
+  for (const uint32_t policy : {SBR_CACHE_LRU, SBR_CACHE_REUSE}) {
+    for (const uint32_t capacity : {1u, shape.n_used, shape.units() / 2, shape.units()}) {
+      std::vector<uint64_t> sets(shape.n_used + 1), timed_sets(shape.n_used + 1);
+      sbr_simulate_options options = options_of(shape, policy, capacity, 5);
+      options.sets_by_misses = sets.data();
+      const auto plain = sbr::simulate(routing.experts.data(), n_tokens, options);
+      options.sets_by_misses = timed_sets.data();
+      options.clock = &clock;
+      const auto timed = sbr::simulate(routing.experts.data(), n_tokens, options);
+      EXPECT(sets == timed_sets);
+      EXPECT(plain.hits == timed.hits && plain.requests == timed.requests && plain.ns_decode == 0);
+      EXPECT(timed.loads == timed.requests - timed.hits);
+      EXPECT(timed.guesses == 0 && timed.hits_on_the_way == 0);
+      uint64_t expected = (n_tokens - 5) * 5000;
+      for (uint32_t m = 0; m <= shape.n_used; ++m) expected += sets[m] * layer_ns(shape.n_used, m);
+      EXPECT(timed.ns_decode == expected);
+    }
+  }
+}
+
+// An experts' routing of which nothing can be hit: every token asks for other experts than the one before.
+void test_guesses() {
+  const RoutingShape shape = {8, 64, 2};
+  std::vector<uint16_t> experts;
+  for (uint32_t set = 0; set < 60 * shape.n_layer; ++set) {
+    const auto first = static_cast<uint16_t>(set / shape.n_layer * 2 % 64);
+    experts.insert(experts.end(), {first, static_cast<uint16_t>(first + 1)});
+  }
+  const auto run = [&](uint32_t layers, double right, double ns_unit, uint32_t capacity = 64) {
+    sbr_simulate_clock clock = clock_of(layers, right);
+    clock.ns_unit = ns_unit;
+    clock.ns_latency = 0;
+    sbr_simulate_options options = options_of(shape, SBR_CACHE_LRU, capacity, 10);
+    options.clock = &clock;
+    return sbr::simulate(experts.data(), 60, options);
+  };
+  // A unit takes a tenth of a layer: all that is named is there in time, and only the first layer of a token waits.
+  const auto exact = run(0, 0, 40), right = run(1, 1, 40);
+  EXPECT(exact.hits == 0);
+  EXPECT(right.hits == 50 * 7 * 2);
+  EXPECT(right.loads == exact.loads);
+  EXPECT(right.guesses == right.hits && right.guesses_used == right.hits);
+  // Names that are all wrong leave everything to be read, and are read besides.
+  const auto wrong = run(1, 0, 40);
+  EXPECT(wrong.hits < exact.requests / 20);
+  EXPECT(wrong.loads > exact.loads + wrong.guesses / 2);
+  // A device that is never idle reads no guess that its layer does not come to: those cost nothing.
+  const auto busy = run(0, 0, 1e6), busy_wrong = run(1, 0, 1e6), busy_right = run(1, 1, 1e6);
+  EXPECT(busy_wrong.ns_decode >= busy.ns_decode);
+  EXPECT(busy_right.ns_decode <= busy.ns_decode + busy.ns_decode / 100);
+  EXPECT(busy_right.hits_on_the_way > 0);
+  // Not more than a quarter of the slots: of 4 one, of 3 none.
+  EXPECT(run(4, 1, 40, 3).guesses == 0);
+  EXPECT(run(4, 1, 40, 4).guesses > 0);
+  // Where only every fourth layer misses, its units may be read during three others, if they are named by then.
+  for (uint32_t set = 0; set < 60 * shape.n_layer; ++set) {
+    if (set % 4 == 3) continue;
+    experts[2 * set] = 0;
+    experts[2 * set + 1] = 1;
+  }
+  EXPECT(run(4, 1, 700).ns_decode < run(1, 1, 700).ns_decode * 95 / 100);
+}
+
 void test_refused() {
   const std::vector<uint16_t> experts = {0, 1, 2, 3};
   const RoutingShape shape = {2, 4, 2};
@@ -145,6 +240,31 @@ void test_refused() {
   refused(with(&sbr_simulate_options::capacity, 0), "capacity is 0");
   refused(with(&sbr_simulate_options::policy, 77), "policy is 77");
   refused(options_of(shape, SBR_CACHE_LRU, 2, 1), "warmup_tokens is 1");
+  for (const auto& [member, value] :
+       std::vector<std::pair<double sbr_simulate_clock::*, double>>{{&sbr_simulate_clock::ns_unit, -1},
+                                                                    {&sbr_simulate_clock::ns_lead, NAN},
+                                                                    {&sbr_simulate_clock::ns_head, 1e13}}) {
+    sbr_simulate_clock clock = clock_of(0, 0);
+    clock.*member = value;
+    auto options = good;
+    options.clock = &clock;
+    refused(options, "ns_*: expected 0 to 1e12");
+  }
+  sbr_simulate_clock clock = clock_of(1, 1.5);
+  auto timed = good;
+  timed.clock = &clock;
+  refused(timed, "guess_right: expected 0 to 1");
+  clock.guess_right = 1;
+  clock.guess_layers = 65;
+  refused(timed, "guess_layers: expected 0 to 64");
+  clock.guess_layers = 1;
+  clock.units_at_once = 0;
+  refused(timed, "units_at_once: expected 1 or more");
+  clock.units_at_once = 1;
+  timed.policy = SBR_CACHE_BELADY;
+  refused(timed, "not for oracles");
+  timed.policy = SBR_CACHE_STATIC;
+  refused(timed, "not for oracles");
   refused(good, "n_tokens is 0", 0);
   refused(good, "n_tokens is 18446744073709551615", UINT64_MAX);
   refused(good, "layer 1: 4 is not below", 1, {0, 1, 2, 4});
@@ -162,7 +282,9 @@ int main() {
     test_same_as_a_plain_loop(routing, shape);
     test_belady(routing, shape);
     test_extremes(routing, shape);
+    test_clock(routing, shape);
   }
+  test_guesses();
   test_refused();
   return sbr_test::finish("test_simulate");
 }

@@ -11,9 +11,9 @@ from matplotlib.figure import Figure
 
 from stbench.caches.measured_caches import Measured
 from stbench.caches.simulate import POLICIES, Point
-from stbench.tables.charts import CAPTION_CHARACTERS, RC, THEMES, WIDTH_IN, Theme
+from stbench.charts.style import CAPTION_CHARACTERS, RC, THEMES, WIDTH_IN, Theme
 
-# Colour, line and marker: each alone tells a policy, also in print. The palette is that of charts.py.
+# Colour, line and marker: each alone tells a policy, also in print. The palette is that of charts/style.py.
 _STYLES = {
     "lru": ("#E69F00", "-", "o"),
     "lfu": ("#56B4E9", "-", "s"),
@@ -44,7 +44,7 @@ def cache_figure(
     """Two panels, or the hit rate alone where speeds are not known. Sizes are MiB where an expert's is known,
     else the share of all experts. Lines are simulated, filled marks measured."""
     colours = THEMES[theme]
-    with matplotlib.rc_context(RC):  # type: ignore[arg-type]
+    with matplotlib.rc_context(RC):
         return _draw(points, measured, title, captions, colours)
 
 

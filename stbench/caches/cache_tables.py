@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from typing import Any
 
 from rich.table import Table
 
+from stbench.caches.clock import Machine
 from stbench.caches.measured_caches import Measured
-from stbench.caches.simulate import Machine, Point
+from stbench.caches.simulate import ORACLES, Point
 
 _MIB = 1 << 20
-# What a cache can run while it does not know the future.
-_ORACLES = ("static", "belady")
+# Of a hit rate: below, a share of the gap says more about 100 requests of 20,000 than about a policy.
+LEAST_GAP = 0.005
 
 
 def heading(about: dict[str, Any]) -> list[str]:
@@ -32,15 +34,18 @@ def heading(about: dict[str, Any]) -> list[str]:
     if machine is not None:
         lines.append(
             f"Predicted from {machine['storage_bytes_per_s'] / 1e9:.2f} GB/s of storage and "
-            f"{1 / machine['token_s']:.1f} tokens/s with all weights in memory ({about['rates_from']}); "
-            "docs/simulate.md."
+            f"{1 / machine['token_s']:.1f} tokens/s with all weights in memory ({about['rates_from']}), "
+            f"{about['prefetch']} prefetch; docs/simulate.md."
         )
     return lines
 
 
-def tables(points: Sequence[Point], measured: Sequence[Measured]) -> list[Table]:
-    """Hit rates; bytes and tokens/s where known; what was measured."""
-    found = [_by_size("hit rate, %", points, lambda p: f"{100 * p.hit_rate:.1f}", closed=True)]
+def tables(
+    points: Sequence[Point], measured: Sequence[Measured], foreseen: Mapping[int, float] | None = None
+) -> list[Table]:
+    """Hit rates; bytes and tokens/s where known; what was measured. ``foreseen``: by units, the hit rate of
+    the static oracle without hindsight (:mod:`stbench.caches.frequent`)."""
+    found = [_by_size("hit rate, %", points, lambda p: f"{100 * p.hit_rate:.1f}", foreseen or {})]
     if any(point.bytes_per_token is not None for point in points):
         found.append(_by_size("MB from storage per token", points, lambda p: _number(p.bytes_per_token, 1e6)))
     if any(point.tokens_per_s is not None for point in points):
@@ -54,8 +59,13 @@ def notes(points: Sequence[Point], measured: Sequence[Measured], machine: Machin
     """How to read the tables."""
     lines = []
     policies = {point.policy for point in points}
-    if policies & set(_ORACLES):
+    if policies & set(ORACLES):
         lines.append("static and belady know the whole trace; no cache can run them.")
+    if {"lru", "static"} < policies:
+        lines.append(
+            "Without hindsight: against the units that the trace's other tokens use most. A gap below "
+            f"{100 * LEAST_GAP:.1f} points is not worth a share."
+        )
     if machine is not None and machine.outside == 0:
         lines.append(
             "The model's shapes are not known, so reading is taken to overlap a whole token's computing."
@@ -77,17 +87,27 @@ def csv_text(points: Sequence[Point]) -> str:
     return out.getvalue()
 
 
-def gap_closed(row: dict[str, Point]) -> tuple[str, float] | None:
-    """Of the gap in hit rate between LRU and the static oracle, what the best other policy closes (1.0: all);
-    None where there is no gap, or where one of the three was not simulated."""
-    others = [point for name, point in row.items() if name not in ("lru", *_ORACLES)]
+def gap_closed(row: dict[str, Point], static: float | None = None) -> tuple[str, float, float] | None:
+    """The gap in hit rate between LRU and the static oracle: the best other policy, the share of the gap
+    that it closes (1.0: all), and the gap. ``static``: that oracle's hit rate, where it is not the simulated
+    one. None where one of the three was not simulated; the share is NaN where the gap is below
+    :data:`LEAST_GAP`."""
+    others = [point for name, point in row.items() if name not in ("lru", *ORACLES)]
     if "lru" not in row or "static" not in row or not others:
         return None
-    gap = row["static"].hit_rate - row["lru"].hit_rate
-    if gap < 0.005:
-        return None
+    gap = (row["static"].hit_rate if static is None else static) - row["lru"].hit_rate
     best = max(others, key=lambda point: point.hit_rate)
-    return best.policy, (best.hit_rate - row["lru"].hit_rate) / gap
+    closed = (best.hit_rate - row["lru"].hit_rate) / gap if gap >= LEAST_GAP else math.nan
+    return best.policy, closed, gap
+
+
+def _gap_text(gap: tuple[str, float, float] | None) -> str:
+    if gap is None:
+        return ""
+    policy, closed, width = gap
+    if math.isnan(closed):
+        return f"of {100 * width:.1f} points"
+    return f"{closed:.0%} of {100 * width:.1f} points ({policy})"
 
 
 def _rows(points: Sequence[Point]) -> list[dict[str, Point]]:
@@ -98,24 +118,31 @@ def _rows(points: Sequence[Point]) -> list[dict[str, Point]]:
 
 
 def _by_size(
-    title: str, points: Sequence[Point], text: Callable[[Point], str], closed: bool = False
+    title: str,
+    points: Sequence[Point],
+    text: Callable[[Point], str],
+    foreseen: Mapping[int, float] | None = None,
 ) -> Table:
+    """``foreseen`` (None: not asked for) adds what is closed of the gaps between LRU and static."""
     table = Table(title=title, title_justify="left", box=None)
     rows = _rows(points)
     for column in ("cache", "experts", "share"):
         table.add_column(column, justify="right", no_wrap=True)
     for policy in rows[0]:
         table.add_column(policy, justify="right", no_wrap=True)
-    gaps = [gap_closed(row) for row in rows] if closed else []
+    gaps = [gap_closed(row) for row in rows] if foreseen is not None else []
     if any(gaps):
         table.add_column("gap of LRU to static, closed", justify="right", no_wrap=True)
+    if any(gaps) and foreseen:
+        table.add_column("without hindsight", justify="right", no_wrap=True)
     for i, row in enumerate(rows):
         first = next(iter(row.values()))
         size = "" if first.cache_bytes is None else f"{first.cache_bytes / _MIB:.0f} MiB"
         cells = [size, str(first.units), f"{first.share:.1%}", *(text(point) for point in row.values())]
         if any(gaps):
-            gap = gaps[i]
-            cells.append("" if gap is None else f"{gap[1]:.0%} ({gap[0]})")
+            cells.append(_gap_text(gaps[i]))
+        if any(gaps) and foreseen:
+            cells.append(_gap_text(gap_closed(row, foreseen[first.units])))
         table.add_row(*cells)
     return table
 
@@ -138,6 +165,8 @@ def _measured(measured: Sequence[Measured]) -> Table:
         "tokens/s",
         "predicted",
         "deviation",
+        "from probes",
+        "deviation",
         "runs",
     ):
         justify: Any = "left" if column in ("case", "policy") else "right"
@@ -152,7 +181,8 @@ def _measured(measured: Sequence[Measured]) -> Table:
             *_points_off(each),
             f"{each.bytes_per_token / 1e6:.1f}",
             f"{each.tokens_per_s:.1f}",
-            *_speed_off(each),
+            *_speed_off(each.predicted_tokens_per_s, each.tokens_per_s),
+            *_speed_off(each.probed_tokens_per_s, each.tokens_per_s),
             str(each.replicates),
         )
     return table
@@ -164,7 +194,6 @@ def _points_off(each: Measured) -> tuple[str, str]:
     return ("", "") if found is None else (f"{100 * found:.1f}", f"{100 * (found - each.hit_rate):+.1f}")
 
 
-def _speed_off(each: Measured) -> tuple[str, str]:
-    """The predicted tokens/s, and how far above the measured ones."""
-    found = each.predicted_tokens_per_s
-    return ("", "") if found is None else (f"{found:.1f}", f"{100 * (found / each.tokens_per_s - 1):+.0f} %")
+def _speed_off(found: float | None, measured: float) -> tuple[str, str]:
+    """Predicted tokens/s, and how far above the measured ones."""
+    return ("", "") if found is None else (f"{found:.1f}", f"{100 * (found / measured - 1):+.0f} %")

@@ -9,11 +9,13 @@ from pathlib import Path
 
 from stbench.agent import routing
 from stbench.agent.routing import Routing, RoutingError
-from stbench.agent.wire import CacheCounters, RunRecord
+from stbench.agent.sbr import Clock
+from stbench.agent.wire import CacheCounters, RunRecord, SynthSpec
 from stbench.caches import predicted, routings
+from stbench.caches.clock import PIECES_AT_ONCE, measured_shares, shares_of
 from stbench.caches.simulate import Outcome, Simulator, tokens_of_a_run
 from stbench.errors import InputError
-from stbench.records.disturbance import one_unit_s, storage_gb_per_s
+from stbench.records.disturbance import storage_gb_per_s
 from stbench.records.frame import to_frame
 from stbench.sweeps.presets import CACHE_WARMUP_TOKENS
 
@@ -21,8 +23,9 @@ from stbench.sweeps.presets import CACHE_WARMUP_TOKENS
 @dataclass(frozen=True)
 class Measured:
     """One case, over its replicates: medians. ``simulated_hit_rate``: the same policy over just the tokens
-    that the run decoded, counted after its prompt; ``predicted_tokens_per_s``: with those hits and the rates
-    probed beside each run (:mod:`stbench.caches.predicted`), the median. None where that is not known."""
+    that the run decoded, counted after its prompt; ``predicted_tokens_per_s``: with those hits and what each
+    run's reads got from storage (:mod:`stbench.caches.predicted`), the median; ``probed_tokens_per_s``: the
+    same with what was probed before and after it. None where that is not known."""
 
     label: str
     policy: str
@@ -35,17 +38,20 @@ class Measured:
     replicates: int
     simulated_hit_rate: float | None = None
     predicted_tokens_per_s: float | None = None
+    probed_tokens_per_s: float | None = None
 
 
 @dataclass(frozen=True)
 class Rates:
     """``source`` says of which records; ``latency_s``: what the first miss of a layer takes beyond its bytes
-    (None: nothing tells)."""
+    (in a rate while any read was under way it is part of the rate); ``pieces_at_once`` as of
+    :class:`stbench.caches.clock.Machine`."""
 
     storage_bytes_per_s: float
     tokens_per_s: float
     source: str
-    latency_s: float | None = None
+    pieces_at_once: int
+    latency_s: float = 0.0
 
 
 def usable_runs(records: Sequence[RunRecord], model: str, trace: Routing) -> list[tuple[RunRecord, float]]:
@@ -87,26 +93,45 @@ def has_routing(record: RunRecord, file_digests: Collection[str]) -> bool:
     return recorded or record.settings.routing_digest in file_digests
 
 
+# A run, its tokens/s, and those with all weights in memory.
+_Run = tuple[RunRecord, float, float]
+
+
 def measured(
     runs: Sequence[tuple[RunRecord, float]],
     file_digests: Collection[str],
     trace: Routing,
-    simulator_of: Callable[[str], Simulator],
+    simulator_of: Callable[[str, Clock | None], Simulator],
     shares: Mapping[str, float] | None = None,
 ) -> list[Measured]:
     """Points of the runs that had a cache and used a trace of these SHA-256. ``simulator_of`` a policy's name
-    gives what it is simulated with; ``shares`` of a token's time, see
-    :func:`stbench.caches.simulate.shares_of`."""
-    cases: dict[tuple[str, str], list[tuple[RunRecord, float, float]]] = {}
+    and a clock (None: no guesses) gives what it is simulated with; ``shares`` of a token's time, see
+    :func:`stbench.caches.clock.shares_of`."""
+    cases: dict[tuple[str, str], list[_Run]] = {}
     for (record, tps), compute in zip(runs, predicted.compute_rates(runs), strict=True):
         if record.cache is not None and record.cache.decode.requests and has_routing(record, file_digests):
             cases.setdefault((record.device, record.case), []).append((record, tps, compute))
+
+    def speeds(found: list[_Run], exact: Outcome | None, latency_s: float | None) -> list[float | None]:
+        """Predicted, of the runs of one case; only runs that guess are simulated one by one."""
+        speeds = []
+        for record, _, compute in found:
+            machine = predicted.machine_of(record, compute, shares or {}, latency_s)
+            clock = predicted.clock_of(record, machine)
+            outcome = exact
+            if clock is not None and record.cache is not None:
+                outcome = simulated(record, trace, simulator_of(record.cache.policy, clock))
+            speeds.append(predicted.tokens_per_s(record, outcome, machine))
+        return speeds
+
     points = []
+    latency_s = predicted.first_read_s(record for found in cases.values() for record, _, _ in found)
     for found in cases.values():
         first = found[0][0]
         assert first.cache is not None
         counters = [(record.cache.decode, record.workload.n_gen) for record, _, _ in found if record.cache]
-        outcome = simulated(first, trace, simulator_of(first.cache.policy))
+        outcome = simulated(first, trace, simulator_of(first.cache.policy, None))
+
         points.append(
             Measured(
                 label=first.label,
@@ -119,9 +144,10 @@ def measured(
                 tokens_per_s=statistics.median(tps for _, tps, _ in found),
                 replicates=len(found),
                 simulated_hit_rate=outcome.hit_rate if outcome else None,
-                predicted_tokens_per_s=predicted.median(
-                    [predicted.tokens_per_s(r, outcome, compute, shares or {}) for r, _, compute in found]
-                ),
+                predicted_tokens_per_s=predicted.median(speeds(found, outcome, None)),
+                probed_tokens_per_s=predicted.median(speeds(found, outcome, latency_s))
+                if latency_s is not None
+                else None,
             )
         )
     return sorted(points, key=lambda point: (point.policy, point.units, point.label))
@@ -160,7 +186,7 @@ def rates(runs: Sequence[tuple[RunRecord, float]]) -> Rates:
         )
     alike = {_conditions(record) for record, _ in cached}
     free = [
-        tps
+        (record, tps)
         for record, tps in runs
         if record.cache is None and not record.settings.memory_limit_bytes and _conditions(record) in alike
     ]
@@ -171,18 +197,33 @@ def rates(runs: Sequence[tuple[RunRecord, float]]) -> Rates:
             hint="--compute-rate TOKENS/S with all weights in memory; or measure it: --cache none,256MiB",
         )
     source = f"{len(cached)} records with a cache, {len(free)} without"
+    io = next((r.cache.io for r, _ in cached if r.cache is not None), "")
+    pieces = PIECES_AT_ONCE.get(io, 1)
+    compute = statistics.median(tps for _, tps in free)
     probed = [rate for r, _ in cached if (rate := storage_gb_per_s(r)) is not None]
     if not probed:
         busy = [1e9 * r.cache.decode.bytes_read / r.cache.decode.ns_io_busy for r, _ in cached if r.cache]
-        return Rates(statistics.median(busy), statistics.median(free), source)
-    storage = 1e9 * statistics.median(probed)
-    first = [
-        max(seconds - r.bracket.storage_unit_bytes / storage, 0.0)
-        for r, _ in cached
-        if r.bracket is not None and (seconds := one_unit_s(r)) is not None
-    ]
-    latency_s = statistics.median(first) if first else None
-    return Rates(storage, statistics.median(free), source + ", storage as probed beside them", latency_s)
+        return Rates(statistics.median(busy), compute, source, pieces)
+    source += ", storage as probed beside them"
+    latency_s = predicted.first_read_s(r for r, _ in cached) or 0.0
+    return Rates(1e9 * statistics.median(probed), compute, source, pieces, latency_s)
+
+
+def shares(runs: Sequence[tuple[RunRecord, float]], spec: SynthSpec | None) -> dict[str, float]:
+    """Of a token's time: as runs with all weights in memory counted their phases; without such runs by the
+    model's shapes; {} where neither is known."""
+    found = measured_shares(
+        r for r, _ in runs if r.cache is None and not r.settings.memory_limit_bytes and r.limit is None
+    )
+    return found or (shares_of(spec) if spec is not None else {})
+
+
+def guessed_right(runs: Sequence[tuple[RunRecord, float]], prefetch: str) -> float | None:
+    """Of the experts that runs with this prefetch named ahead, the share that was used, the median; None
+    where none did."""
+    return predicted.median(
+        predicted.guessed_right(r) for r, _ in runs if r.cache is not None and r.cache.prefetch == prefetch
+    )
 
 
 def _conditions(record: RunRecord) -> tuple[object, ...]:

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from stbench.agent import sbr
 from stbench.agent.routing import Routing
 from stbench.agent.sbr import Library
 from stbench.agent.wire import SynthSpec
+from stbench.caches import clock as clocks
+from stbench.caches.clock import Machine
 from stbench.errors import InputError, UsageError
 from stbench.models import catalogue
 from stbench.native import native_errors
@@ -23,12 +25,11 @@ from stbench.sweeps import limited
 # In the order of tables and charts.
 POLICIES = ("lru", "lfu", "reuse", "static", "belady")
 KNOWN_POLICIES = ("auto", *POLICIES)
+# No cache can run them: they know the whole trace.
+ORACLES = ("static", "belady")
 
 # A bundle's units are read past the page cache: whole blocks.
 UNIT_ALIGNMENT = 4096
-
-# From asking for a read to its first byte where nothing else is under way.
-LATENCY_S = 1e-4
 
 SWEEP_SHARES = (0.05, 0.10, 0.15, 0.20, 0.25, 0.30, 0.40, 0.50, 0.60, 0.75, 0.90, 1.0)
 
@@ -36,12 +37,16 @@ SWEEP_SHARES = (0.05, 0.10, 0.15, 0.20, 0.25, 0.30, 0.40, 0.50, 0.60, 0.75, 0.90
 @dataclass(frozen=True)
 class Outcome:
     """``sets_by_misses``: element m says how many sets (one token, one layer) missed m of their experts. Only
-    tokens after the warm-up are counted. ``seconds``: what the simulation took."""
+    tokens after the warm-up are counted. ``seconds``: what the simulation took. Of one with a clock
+    (:mod:`stbench.caches.clock`): ``loads``, units read, guesses included, and ``token_s``, a token's
+    time."""
 
     requests: int
     hits: int
     sets_by_misses: tuple[int, ...]
     seconds: float
+    loads: int | None = None
+    token_s: float | None = None
 
     @property
     def hit_rate(self) -> float:
@@ -49,19 +54,7 @@ class Outcome:
         return self.hits / self.requests if self.requests else 0.0
 
 
-@dataclass(frozen=True)
-class Machine:
-    """What decoding takes. ``storage_bytes_per_s``: the rate at which units are read, several at a time.
-    ``token_s``: a token's time with every expert in memory. Of it, ``outside`` is the share in which no
-    expert is awaited (the lm_head); of one layer's part, ``lead`` is the share before its experts are known
-    and ``tail`` the share of computing the one that came last."""
-
-    storage_bytes_per_s: float
-    token_s: float
-    outside: float = 0.0
-    lead: float = 0.0
-    tail: float = 0.0
-    latency_s: float = LATENCY_S
+Simulator = Callable[[Routing, int, int], Outcome]
 
 
 @dataclass(frozen=True)
@@ -80,12 +73,9 @@ class Point:
     seconds: float
 
 
-Simulator = Callable[[Routing, int, int], Outcome]
-
-
-def native(library: Library, policy: str) -> Simulator:
-    """A built-in policy as a function of routing, capacity in units, and warm-up tokens. It raises
-    :class:`UsageError` and, for a damaged routing, the same."""
+def native(library: Library, policy: str, clock: sbr.Clock | None = None) -> Simulator:
+    """A built-in policy as a function of routing, capacity in units, and warm-up tokens; with a clock (not
+    for the oracles) it guesses, too. It raises :class:`UsageError` and, for a damaged routing, the same."""
     if policy not in KNOWN_POLICIES:
         raise UsageError(
             f"--policy {policy}: expected {', '.join(KNOWN_POLICIES)} or FILE.py:CLASS",
@@ -95,8 +85,12 @@ def native(library: Library, policy: str) -> Simulator:
     def run(trace: Routing, capacity: int, warmup: int) -> Outcome:
         shape = (trace.n_layer, trace.n_expert, trace.n_expert_used)
         with native_errors():
-            found = sbr.simulate(library, trace.experts, *shape, policy, capacity, warmup)
-        return Outcome(found.requests, found.hits, tuple(found.sets_by_misses), found.ns / 1e9)
+            found = sbr.simulate(library, trace.experts, *shape, policy, capacity, warmup, clock)
+        outcome = Outcome(found.requests, found.hits, tuple(found.sets_by_misses), found.ns / 1e9)
+        if clock is None:
+            return outcome
+        token_s = found.ns_decode / 1e9 / (trace.n_tokens - warmup)
+        return replace(outcome, loads=found.loads, token_s=token_s)
 
     return run
 
@@ -147,34 +141,14 @@ def _capacity(item: str, n_units: int, bytes_of_unit: int | None) -> int:
     return units
 
 
-# ---- speed ----
-
-
-def shares_of(spec: SynthSpec) -> dict[str, float]:
-    """``outside``, ``lead`` and ``tail`` of :class:`Machine` by the bytes that a dense token reads, since
-    reading weights is what decoding takes its time for."""
-    d, kv = spec.n_embd, spec.n_head_kv * spec.head_dim
-    q = spec.n_head * spec.head_dim
-    qkv, output, expert = d * (q + 2 * kv), d * q, 3 * d * spec.n_ff
-    layer = qkv + output + expert * spec.n_expert_used
-    head = d * spec.n_vocab
-    # SmallThinker's router reads a layer's input; the others' reads what attention left.
-    lead = qkv if spec.architecture == "smallthinker" else qkv + output
-    total = spec.n_layer * layer + head
-    return {"outside": head / total, "lead": lead / layer, "tail": expert / layer}
+# ---- everything about one size and policy ----
 
 
 def seconds_per_token(outcome: Outcome, n_layer: int, bytes_of_unit: int, machine: Machine) -> float:
-    """The model of docs/simulate.md: a layer takes its computing, or the way from choosing its experts to
-    computing the one that arrives last, whichever is longer."""
-    layer_s = machine.token_s * (1 - machine.outside) / n_layer
-    around_s = layer_s * (machine.lead + machine.tail) + machine.latency_s
-    unit_s = bytes_of_unit / machine.storage_bytes_per_s
-    total = sum(
-        count * (layer_s if misses == 0 else max(layer_s, around_s + misses * unit_s))
-        for misses, count in enumerate(outcome.sets_by_misses)
-    )
-    return machine.token_s * machine.outside + n_layer * total / sum(outcome.sets_by_misses)
+    """By the simulation's own clock, or as its misses would take with exact prefetch."""
+    if outcome.token_s is not None:
+        return outcome.token_s
+    return clocks.seconds_per_token(outcome.sets_by_misses, n_layer, bytes_of_unit, machine)
 
 
 def point(
@@ -188,6 +162,8 @@ def point(
     """Everything that follows from one outcome."""
     per_token = trace.n_layer * trace.n_expert_used
     missed = (1 - outcome.hit_rate) * per_token
+    if outcome.loads is not None:
+        missed = outcome.loads / outcome.requests * per_token
     missed_bytes = None if bytes_of_unit is None else missed * bytes_of_unit
     speed = bound = None
     if machine is not None and bytes_of_unit is not None and missed_bytes is not None:

@@ -11,10 +11,11 @@ from stbench.errors import EXIT_OK
 
 if TYPE_CHECKING:
     from stbench.agent.routing import Routing
-    from stbench.agent.sbr import Library
+    from stbench.agent.sbr import Clock, Library
     from stbench.agent.wire import SynthSpec
+    from stbench.caches.clock import Machine
     from stbench.caches.measured_caches import Measured
-    from stbench.caches.simulate import Machine, Point, Simulator
+    from stbench.caches.simulate import Point, Simulator
 
 _EXAMPLE = """
 stbench simulate real.routing
@@ -59,6 +60,18 @@ def register(subparsers: Subparsers) -> None:
         "--compute-rate", type=float, metavar="TOKENS/s", help="decode speed with all weights in memory"
     )
     parser.add_argument(
+        "--prefetch",
+        choices=("exact", "next-layer", "next-2", "next-4"),
+        default="exact",
+        help="what is read before it is needed (default: exact); needs the rates",
+    )
+    parser.add_argument(
+        "--guess-right",
+        type=float,
+        metavar="SHARE",
+        help="of the experts named ahead, what is used (default: as runs of --from with this --prefetch say)",
+    )
+    parser.add_argument(
         "--from",
         dest="campaign",
         type=Path,
@@ -81,7 +94,7 @@ def register(subparsers: Subparsers) -> None:
 def run(args: argparse.Namespace) -> int:
     """Simulates, predicts, prints and draws."""
     from stbench import native
-    from stbench.caches import measured_caches, routings, simulate
+    from stbench.caches import frequent, measured_caches, routings, simulate
     from stbench.console import stderr_console
     from stbench.errors import UsageError
     from stbench.records import store
@@ -111,17 +124,21 @@ def run(args: argparse.Namespace) -> int:
     bytes_of_unit = _unit_bytes(args, spec, [record for record, _ in runs])
     machine, source = _machine(args, spec, runs)
     library = native.open_library(args.library)
-    simulators = _simulators(args, library)
+    clock = _clock(args, replayed, bytes_of_unit, machine, runs)
+    simulators = _simulators(args, library, clock)
     per_set = replayed.n_expert_used
     units = simulate.capacities(args.cache, replayed.n_layer * replayed.n_expert, per_set, bytes_of_unit)
     warmup = simulate.default_warmup(replayed) if args.warmup is None else args.warmup
     points = simulate.sweep(replayed, simulators, units, bytes_of_unit, machine, warmup)
+    foreseen = {}
+    if {"lru", "static"} < simulators.keys():
+        foreseen = {n: frequent.by_other_tokens(replayed, n, warmup).hit_rate for n in units}
     measured = measured_caches.measured(
         runs,
         digests,
         replayed,
-        lambda policy: simulate.native(library, policy),
-        simulate.shares_of(spec) if spec is not None else {},
+        lambda policy, clock: simulate.native(library, policy, clock),
+        measured_caches.shares(runs, spec),
     )
     if args.campaign is not None and not measured:
         log.print(
@@ -129,8 +146,11 @@ def run(args: argparse.Namespace) -> int:
             "`stbench sweep --record-routing`, or --replay-routing with it",
             markup=False,
         )
-    about = _about(args, replayed, bytes_of_unit, machine, source) | {"warmup_tokens": warmup}
-    _print(args, points, measured, about, machine)
+    about = _about(args, replayed, bytes_of_unit, machine, source) | {
+        "warmup_tokens": warmup,
+        "static_without_hindsight": [{"units": n, "hit_rate": rate} for n, rate in foreseen.items()],
+    }
+    _print(args, points, measured, about, machine, foreseen)
     if args.plot is not None:
         _plot(args.plot, points, measured, about)
         log.print(f"wrote {args.plot}", markup=False)
@@ -177,7 +197,7 @@ def _unit_bytes(args: argparse.Namespace, spec: SynthSpec | None, records: list[
 
 def _machine(args: argparse.Namespace, spec: SynthSpec | None, runs: list[Any]) -> tuple[Machine | None, str]:
     """The rates, and where they are from in words."""
-    from stbench.caches import measured_caches, simulate
+    from stbench.caches import clock, measured_caches
     from stbench.errors import UsageError
 
     given = (args.storage_rate, args.compute_rate)
@@ -192,19 +212,53 @@ def _machine(args: argparse.Namespace, spec: SynthSpec | None, runs: list[Any]) 
             hint="or --from RESULTS, for measured ones",
         )
     storage, compute, source = args.storage_rate, args.compute_rate, "as given"
-    latency_s = simulate.LATENCY_S
+    latency_s, pieces = 0.0, clock.PIECES_AT_ONCE["io_uring"]
     if None in given:
         found = measured_caches.rates(runs)
         storage = storage or found.storage_bytes_per_s / 1e9
         compute = compute or found.tokens_per_s
-        source = found.source
-        if args.storage_rate is None and found.latency_s is not None:
+        source, pieces = found.source, found.pieces_at_once
+        if args.storage_rate is None:
             latency_s = found.latency_s
-    shares = simulate.shares_of(spec) if spec is not None else {}
-    return simulate.Machine(storage * 1e9, 1 / compute, **shares, latency_s=latency_s), source
+    shares = measured_caches.shares(runs, spec)
+    return clock.Machine(
+        storage * 1e9, 1 / compute, **shares, latency_s=latency_s, pieces_at_once=pieces
+    ), source
 
 
-def _simulators(args: argparse.Namespace, library: Library) -> dict[str, Simulator]:
+def _clock(
+    args: argparse.Namespace,
+    trace: Routing,
+    bytes_of_unit: int | None,
+    machine: Machine | None,
+    runs: list[Any],
+) -> Clock | None:
+    """What simulating guesses takes; None without."""
+    from stbench.caches import clock, measured_caches
+    from stbench.errors import UsageError
+
+    right = args.guess_right
+    if right is not None and not 0 <= right <= 1:
+        raise UsageError(f"--guess-right {right}: expected a share, 0 to 1")
+    if args.prefetch == "exact":
+        return None
+    if machine is None or bytes_of_unit is None:
+        raise UsageError(
+            f"--prefetch {args.prefetch}: guesses are read while storage is idle, so its rate must be known",
+            hint="--from RESULTS; or --storage-rate, --compute-rate and --model",
+        )
+    if right is None:
+        right = measured_caches.guessed_right(runs, args.prefetch)
+    if right is None:
+        raise UsageError(
+            f"--prefetch {args.prefetch}: no record tells how often such guesses are right",
+            hint="--guess-right 0.8; or --from RESULTS with runs of that --prefetch",
+        )
+    return clock.clock_of(machine, trace.n_layer, trace.n_expert_used, bytes_of_unit, args.prefetch, right)
+
+
+def _simulators(args: argparse.Namespace, library: Library, clock: Clock | None) -> dict[str, Simulator]:
+    """By name. Oracles, and policies of the user's own, are simulated with exact prefetch."""
     from stbench.caches import simulate, user_policy
     from stbench.errors import UsageError
 
@@ -215,7 +269,8 @@ def _simulators(args: argparse.Namespace, library: Library) -> dict[str, Simulat
         shown = name.rpartition(":")[2] if own else name
         if shown in found:
             raise UsageError(f"--policy: {shown} is named twice")
-        found[shown] = user_policy.load(name) if own else simulate.native(library, name)
+        guessing = None if name in simulate.ORACLES else clock
+        found[shown] = user_policy.load(name) if own else simulate.native(library, name, guessing)
     return found
 
 
@@ -235,6 +290,7 @@ def _about(
         "unit_bytes": bytes_of_unit,
         "machine": dict(vars(machine)) if machine is not None else None,
         "rates_from": source,
+        "prefetch": args.prefetch,
     }
 
 
@@ -244,6 +300,7 @@ def _print(
     measured: list[Measured],
     about: dict[str, Any],
     machine: Machine | None,
+    foreseen: dict[int, float],
 ) -> None:
     from stbench.caches import cache_tables, simulate
     from stbench.console import print_json, stdout_console
@@ -257,16 +314,16 @@ def _print(
         console = stdout_console()
         for line in cache_tables.heading(about):
             console.print(line, markup=False)
-        for table in cache_tables.tables(points, measured):
+        for table in cache_tables.tables(points, measured, foreseen):
             console.print(table)
         for line in cache_tables.notes(points, measured, machine):
             console.print(line, markup=False)
 
 
 def _plot(path: Path, points: list[Point], measured: list[Measured], about: dict[str, Any]) -> None:
+    from stbench import charts
     from stbench.caches import cache_chart, cache_tables
     from stbench.errors import InputError
-    from stbench.tables import charts
 
     title = "Cache of experts" + (f", {about['model']}" if about["model"] else "")
     figure = cache_chart.cache_figure(points, measured, title, cache_tables.heading(about))

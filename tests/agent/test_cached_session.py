@@ -49,7 +49,7 @@ def test_a_cached_session_computes_what_a_resident_one_does(library: Library, fi
         with Session(model, 2, record_routing=True, verify="every", **settings) as session:
             info = session.info()
             assert (info.cache_units, info.cache_policy, info.io) == (3, _abi.CACHE_LRU, _abi.IO_PREAD)
-            assert (info.io_direct, info.prefetch) == (_abi.DIRECT_OFF, _abi.PREFETCH_EXACT)
+            assert (info.io_direct, info.prefetch) == (_abi.DIRECT_OFF, _abi.PREFETCH_NEXT_2_LAYERS)
             assert decoded(session) == expected
             assert list(session.routing()) == routing
             counters = session.cache_counters()

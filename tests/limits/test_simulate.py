@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import array
+import dataclasses
 import random
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -12,7 +13,8 @@ import pytest
 
 from stbench.agent import sbr
 from stbench.agent.routing import Routing, from_sets
-from stbench.caches import routings, simulate, user_policy
+from stbench.caches import clock, frequent, routings, simulate, user_policy
+from stbench.caches.clock import Machine
 from stbench.errors import InputError, UsageError
 
 Sets = list[list[list[int]]]
@@ -293,25 +295,72 @@ def test_sizes_as_typed() -> None:
 
 def test_the_predicted_time_by_hand() -> None:
     """10 ms a token, half of it outside of its 2 layers: 2.5 ms a layer. A miss takes 1 ms, the first 0.5 ms
-    more; a fifth of a layer precedes the choice and a tenth follows the last arrival."""
-    machine = simulate.Machine(1e9, 0.010, outside=0.5, lead=0.2, tail=0.1, latency_s=0.0005)
+    more; a fifth of a layer precedes the choice, and an expert is a tenth of it, computed when all that
+    arrive together have arrived."""
+    machine = Machine(1e9, 0.010, outside=0.5, lead=0.2, tail=0.1, latency_s=0.0005)
 
     def seconds(*sets: int) -> float:
         return simulate.seconds_per_token(simulate.Outcome(1, 1, sets, 0.0), 2, 1_000_000, machine)
 
-    assert seconds(5) == pytest.approx(0.010)
-    # 0.75 + 0.5 + 1 ms hide behind the layer's 2.5.
+    assert seconds(5, 0) == pytest.approx(0.010)
+    # 0.5 + 0.5 + 1 ms hide behind the layer's 2.25 before its last expert.
     assert seconds(0, 5) == pytest.approx(0.010)
-    assert seconds(0, 0, 5) == pytest.approx(0.005 + 2 * 0.00325)
+    assert seconds(0, 0, 5) == pytest.approx(0.005 + 2 * (0.0005 + 0.0005 + 0.002 + 2 * 0.00025))
     # Without a miss nothing is waited for, however slow storage is to answer.
-    slow = simulate.Machine(1e9, 0.010, latency_s=1.0)
+    slow = Machine(1e9, 0.010, latency_s=1.0)
     assert simulate.seconds_per_token(simulate.Outcome(1, 1, (5, 0), 0.0), 2, 1, slow) == pytest.approx(0.010)
-    assert seconds(1, 0, 0, 0, 1) == pytest.approx(0.005 + 0.0025 + 0.00525)
+    assert seconds(1, 0, 0, 0, 1) == pytest.approx(0.005 + 0.0025 + 0.0005 + 0.0005 + 0.004 + 4 * 0.00025)
+    # A reader that has 2 of them under way at a time computes those while the next two are read.
+    few = dataclasses.replace(machine, pieces_at_once=4)
+    outcome = simulate.Outcome(1, 1, (0, 0, 0, 0, 5), 0.0)
+    assert simulate.seconds_per_token(outcome, 2, 1_000_000, few) == pytest.approx(
+        0.005 + 2 * (0.0005 + 0.0005 + 0.004 + 2 * 0.00025)
+    )
+
+
+def test_the_native_clock_is_the_formula(library: sbr.Library) -> None:
+    """Of runs without guesses; with right ones a token is faster, and with wrong ones more is read."""
+    trace = routings.make("hot", 6, 32, 4, 120)
+    machine = Machine(1.5e9, 0.010, outside=0.1, lead=0.2, tail=0.1, router=0.01, latency_s=1e-4)
+    size = 1_500_000
+
+    def run(prefetch: str, right: float = 0.0, policy: str = "reuse") -> simulate.Outcome:
+        made = clock.clock_of(machine, 6, 4, size, prefetch, right)
+        return simulate.native(library, policy, made)(trace, 60, 20)
+
+    plain, exact = simulate.native(library, "reuse")(trace, 60, 20), run("exact")
+    assert exact.sets_by_misses == plain.sets_by_misses
+    assert exact.loads == plain.requests - plain.hits
+    by_hand = simulate.seconds_per_token(plain, 6, size, machine)
+    assert exact.token_s == pytest.approx(by_hand, rel=1e-6)
+    right, wrong = run("next-2", 1.0), run("next-2", 0.0)
+    assert right.token_s is not None
+    assert wrong.loads is not None
+    assert right.token_s < by_hand
+    assert right.hits > plain.hits
+    assert wrong.loads > exact.loads
+    with pytest.raises(UsageError, match="not for oracles"):
+        run("next-2", 1.0, "static")
+
+
+def test_frequent_experts_without_hindsight() -> None:
+    """Uniform routing has nothing to foresee: what is kept hits its share. A hot set is foreseen."""
+    uniform = routings.make("uniform", 8, 32, 4, 600)
+    found = frequent.by_other_tokens(uniform, 128, 100)
+    assert found.requests == 500 * 8 * 4
+    assert sum(found.sets_by_misses) == 500 * 8
+    assert found.hit_rate == pytest.approx(0.5, abs=0.015)
+    hot = routings.make("hot", 8, 32, 4, 600)
+    assert frequent.by_other_tokens(hot, 64, 100).hit_rate > 0.7
+    assert frequent.by_other_tokens(hot, 256, 100).hit_rate == 1.0
+    # Two tokens: each finds just what the other used.
+    pair = from_sets([[0, 1], [1, 2]], 1, 4, 2)
+    assert frequent.by_other_tokens(pair, 2, 0).hits == 2
 
 
 def test_predictions_never_exceed_the_bound(library: sbr.Library) -> None:
     trace = routings.make("hot", 4, 32, 4, 100)
-    machine = simulate.Machine(1.5e9, 0.030, latency_s=0.0)
+    machine = Machine(1.5e9, 0.030, latency_s=0.0)
     runs = {p: simulate.native(library, p) for p in simulate.POLICIES}
     for point in simulate.sweep(trace, runs, [4, 16, 64, 128], 1_990_656, machine, 25):
         assert point.tokens_per_s is not None

@@ -13,18 +13,18 @@ from typing import Any
 
 import pytest
 
+from stbench import charts
 from stbench.agent import wire
-from stbench.agent.wire import Bandwidth, Bracket, CacheCounters, CacheUse, RunRecord, Workload
-from stbench.caches import cache_chart, cache_tables, measured_caches, predicted, routings, simulate
+from stbench.agent.wire import CacheCounters, CacheUse, RunRecord
+from stbench.caches import cache_chart, cache_tables, clock, measured_caches, routings, simulate
 from stbench.errors import InputError
 from stbench.models import catalogue
-from stbench.tables import charts
 from tests.host.conftest import Sandbox
 from tests.tables.factory import record
 
 MODEL = "smallthinker-4b"
 UNIT = 1_990_656
-MACHINE = simulate.Machine(1.5e9, 1 / 30)
+MACHINE = clock.Machine(1.5e9, 1 / 30)
 
 
 @pytest.fixture
@@ -96,7 +96,7 @@ def test_a_table_of_every_size_and_policy(sandbox: Sandbox, trace: Path) -> None
     assert "MB from storage per token" in out
     assert "486 MiB      256  25.0%" in out
     assert "tokens/s" not in out
-    assert "% (reuse)" in out
+    assert " points (reuse)" in out
 
 
 def test_json_csv_and_table_say_the_same(sandbox: Sandbox, trace: Path) -> None:
@@ -306,9 +306,18 @@ def test_the_gap_that_is_closed() -> None:
     assert cache_tables.gap_closed(row(lru=0.4, lfu=0.45, reuse=0.47, static=0.5)) == (
         "reuse",
         pytest.approx(0.7),
+        pytest.approx(0.1),
     )
-    assert cache_tables.gap_closed(row(lru=0.4, mine=0.35, static=0.5)) == ("mine", pytest.approx(-0.5))
-    assert cache_tables.gap_closed(row(lru=0.4, reuse=0.4, static=0.4)) is None
+    assert cache_tables.gap_closed(row(lru=0.4, mine=0.35, static=0.5)) == (
+        "mine",
+        pytest.approx(-0.5),
+        pytest.approx(0.1),
+    )
+    found = cache_tables.gap_closed(row(lru=0.4, reuse=0.404, static=0.5), 0.404)
+    assert found is not None
+    assert math.isnan(found[1]), "of a gap of 0.4 points no share"
+    found = cache_tables.gap_closed(row(lru=0.4, reuse=0.404, static=0.5), 0.41)
+    assert found == ("reuse", pytest.approx(0.4), pytest.approx(0.01))
     assert cache_tables.gap_closed(row(lru=0.4, static=0.5, belady=0.6)) is None
     assert cache_tables.gap_closed(row(reuse=0.4, static=0.5)) is None
 
@@ -317,84 +326,6 @@ def test_a_units_size_is_the_bundles() -> None:
     assert simulate.unit_bytes(catalogue.lookup(MODEL).spec) == UNIT
     for name in ("smallthinker-4b", "smallthinker-21b", "qwen3-30b-a3b"):
         entry = catalogue.lookup(name)
-        shares = simulate.shares_of(entry.spec)
+        shares = clock.shares_of(entry.spec)
         assert 0 < shares["tail"] < shares["lead"] + shares["tail"] < 1
         assert 0 < shares["outside"] < 0.5
-
-
-# ---- beside what was measured ------------------------------------------------------------------------
-
-
-def probed(run: RunRecord, storage: float, one: float) -> RunRecord:
-    """With storage probed beside it, GB/s: all readers at work, and one unit at a time."""
-    rates = {"storage": storage, "storage_one": one}
-    rate = {name: Bandwidth(int(gb * 1e9), 10**9) for name, gb in rates.items()}
-    sides = {f"{name}_{side}": found for name, found in rate.items() for side in ("before", "after")}
-    read = Bandwidth(20 * 10**9, 10**9)
-    return dataclasses.replace(run, bracket=Bracket(2, 1 << 26, read, read, storage_unit_bytes=UNIT, **sides))
-
-
-def test_a_run_is_predicted_from_the_rates_beside_it_and_its_unlimited_partner() -> None:
-    """30 ms a token in 32 layers; a unit takes 1 ms at 1.990656 GB/s, the first of a layer 0.5 ms more."""
-    run = probed(cached_alone(), 1.990656, 1.990656 / 1.5)
-    outcome = simulate.Outcome(8, 4, (1, 0, 3, 0, 0), 0.0)
-    shares = {"outside": 0.0, "lead": 0.2, "tail": 0.3}
-    found = predicted.tokens_per_s(run, outcome, 1 / 0.030, shares)
-    layer_ms = 30 / 32
-    waits_ms = 0.5 * layer_ms + 0.5 + 2 * 1.0
-    assert found == pytest.approx(1e3 / (8 * layer_ms + 24 * waits_ms), rel=1e-6)
-    assert predicted.tokens_per_s(run, None, 30.0, shares) is None
-    assert predicted.tokens_per_s(run, outcome, math.nan, shares) is None
-    assert predicted.tokens_per_s(cached_alone(), outcome, 30.0, shares) is None, "nothing was probed"
-
-
-def cached_alone() -> RunRecord:
-    plain = record(MODEL, tps=20, ffn=True)
-    use = CacheUse(
-        "experts",
-        "",
-        512 * UNIT,
-        UNIT,
-        512,
-        UNIT,
-        1024 * UNIT,
-        "lru",
-        "pread",
-        True,
-        "exact",
-        counters(100, 10),
-        counters(512, 440),
-    )
-    return dataclasses.replace(plain, cache=use)
-
-
-def test_the_table_says_how_far_off_the_simulation_is(sandbox: Sandbox, tmp_path: Path, trace: Path) -> None:
-    results = campaign(tmp_path / "c", trace)
-    runs = [wire.loads(RunRecord, line) for line in (results / "records.jsonl").read_text().splitlines()]
-    store(results, [probed(run, 3.0, 2.0) if run.cache is not None else run for run in runs])
-    words = ("simulate", str(trace), "--from", str(results))
-    data = json.loads(sandbox.run(*words, "--json")[1])
-    assert data["machine"]["storage_bytes_per_s"] == 3e9, "as probed, not as busy"
-    assert data["machine"]["latency_s"] == pytest.approx(UNIT / 2e9 - UNIT / 3e9)
-    (point,) = data["measured"]
-    assert 0 < point["predicted_tokens_per_s"] < 30
-    code, out, err = sandbox.run(*words)
-    assert code == 0, err
-    off = 100 * (point["predicted_tokens_per_s"] / point["tokens_per_s"] - 1)
-    assert f"{off:+.0f} %" in out
-    points = 100 * (point["simulated_hit_rate"] - point["hit_rate"])
-    assert f"{points:+.1f}" in out
-
-
-def test_a_recorded_run_is_simulated_from_its_prompt_on(trace: Path) -> None:
-    loaded = routings.load(trace)
-    seen: list[tuple[int, int]] = []
-
-    def simulator(found: Any, units: int, warmup: int) -> simulate.Outcome:
-        seen.append((found.n_tokens, warmup))
-        return simulate.Outcome(4, 1, (0, 0), 0.0)
-
-    assert measured_caches.simulated(cached_alone(), loaded, simulator) is not None
-    assert seen == [(80, 39)]
-    bare = dataclasses.replace(cached_alone(), workload=Workload(0, 4))
-    assert measured_caches.simulated(bare, loaded, simulator) is None

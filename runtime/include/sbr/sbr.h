@@ -216,7 +216,7 @@ enum { SBR_DIRECT_AUTO = 0, SBR_DIRECT_ON = 1, SBR_DIRECT_OFF = 2 };
 /* Which units are read before they are needed. Experts that the pre-attention router chose are always asked for before
  * attention runs. */
 enum {
-  SBR_PREFETCH_AUTO = 0,
+  SBR_PREFETCH_AUTO = 0,           /* NEXT_2_LAYERS for experts, as far as it pays; EXACT for layers */
   SBR_PREFETCH_EXACT = 10,         /* no more than that */
   SBR_PREFETCH_NEXT_LAYER = 20,    /* also the next layer's likely experts: its router applied to this layer's stream */
   SBR_PREFETCH_NEXT_2_LAYERS = 30, /* the same of the next 2 layers, as far as such guesses have been right */

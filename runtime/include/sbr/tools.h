@@ -60,6 +60,7 @@ enum {
   SBR_TIMELINE_DOWN = 19,
   SBR_TIMELINE_LM_HEAD = 20, /* final norm and predictor included */
   SBR_TIMELINE_BARRIER = 21, /* waiting for other threads */
+  SBR_TIMELINE_UP_DOWN = 22, /* both in one pass: one token, sparse, experts in memory */
   SBR_TIMELINE_READ = 30,    /* a unit's read, from asked for to arrived; bytes 0: it failed */
   SBR_TIMELINE_HIT = 40,     /* a unit that was there when it was asked for; these have no duration */
   SBR_TIMELINE_LOAD = 41,    /* one that was not */
@@ -96,6 +97,22 @@ SBR_API sbr_status sbr_session_get_timeline(const sbr_session* session, sbr_time
                                             sbr_error* error);
 
 /* ---- what a cache would have done -------------------------------------------------------------- */
+/* When things happen, in nanoseconds: with it, the time of the tokens is simulated too, and guesses (sbr_simulate). */
+typedef struct sbr_simulate_clock {
+  uint32_t struct_size;
+  uint32_t guess_layers;  /* experts are named for so many layers ahead, 0 to 64; SBR_PREFETCH_NEXT_4_LAYERS: 4 */
+  uint32_t units_at_once; /* units whose reads the device has at the same time, 1 or more: they arrive together */
+  uint32_t reserved;
+  double guess_right; /* of the experts that are named, the share that is used */
+  double ns_head;     /* of a token, in which no expert is awaited */
+  double ns_lead;     /* of a layer, until its experts are asked for */
+  double ns_rest;     /* from there until its first expert can be computed */
+  double ns_expert;   /* computing one */
+  double ns_router;   /* more of ns_lead for each layer that is guessed at */
+  double ns_latency;  /* what the first read after a pause takes longer */
+  double ns_unit;     /* reading one */
+} sbr_simulate_clock;
+
 typedef struct sbr_simulate_options {
   uint32_t struct_size;
   uint32_t n_layer;
@@ -106,6 +123,7 @@ typedef struct sbr_simulate_options {
   uint64_t warmup_tokens; /* the first ones fill the cache and are not counted */
   /* [n_expert_used + 1], or NULL. Element m receives how many of the counted sets (one token, one layer) missed m. */
   uint64_t* sets_by_misses;
+  const sbr_simulate_clock* clock; /* NULL: no times. Not with SBR_CACHE_STATIC and SBR_CACHE_BELADY */
 } sbr_simulate_options;
 
 typedef struct sbr_simulate_result {
@@ -114,6 +132,13 @@ typedef struct sbr_simulate_result {
   uint64_t requests;
   uint64_t hits;
   uint64_t ns; /* what the simulation took */
+  /* With a clock; like the first two of the tokens that count. */
+  uint64_t hits_on_the_way; /* of what was no hit: a guess was loading it */
+  uint64_t loads;           /* units read, guesses included */
+  uint64_t guesses;         /* asked for early */
+  uint64_t guesses_used;
+  uint64_t ns_decode;  /* the tokens' time */
+  uint64_t ns_io_busy; /* of the device */
 } sbr_simulate_result;
 
 /* What a cache of that size and policy would have done, token by token. Errors: ARGUMENT. */

@@ -67,6 +67,13 @@ float largest(const float* values, uint32_t n) {
   return std::max(std::max(most[0], most[1]), std::max(most[2], most[3]));
 }
 
+// Where the first of n values is that equals `value`; n. Without a way out of the loop: compilers then use vectors.
+uint32_t first_equal(const float* values, uint32_t n, float value) {
+  uint32_t first = n;
+  for (uint32_t i = n; i-- > 0;) first = values[i] == value ? i : first;
+  return first;
+}
+
 // The player with the largest key; the first of equals.
 class Tournament {
  public:
@@ -182,8 +189,7 @@ class Reuse final : public EvictionPolicy {
   void find_best(uint32_t layer) {
     const float* waits = &waits_[static_cast<size_t>(layer) * per_layer_];
     const float most = largest(waits, per_layer_);
-    const auto place = static_cast<uint32_t>(std::find(waits, waits + per_layer_, most) - waits);
-    compete(layer, most == kAbsent ? kNoUnit : layer * per_layer_ + place);
+    compete(layer, most == kAbsent ? kNoUnit : layer * per_layer_ + first_equal(waits, per_layer_, most));
   }
 
   // The first that waits longest of those not held.

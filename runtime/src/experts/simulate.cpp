@@ -9,32 +9,16 @@
 
 #include "base/error.h"
 #include "experts/policy.h"
+#include "experts/simulate_clock.h"
+#include "experts/trace.h"
 
 namespace sbr {
 namespace {
 
 constexpr uint32_t kMostExperts = 1u << 16;
 constexpr uint32_t kMostUnits = 1u << 28;
-
-struct Trace {
-  const uint16_t* experts;  // [n_tokens][n_layer][per_set]
-  uint64_t n_tokens;
-  uint32_t n_layer, n_expert, per_set;
-
-  uint64_t size() const { return n_tokens * n_layer * per_set; }
-  uint32_t units() const { return n_layer * n_expert; }
-
-  // Calls f(place, unit) for every access.
-  template <typename F>
-  void each_unit(F f) const {
-    uint64_t place = 0;
-    for (uint64_t token = 0; token < n_tokens; ++token) {
-      for (uint32_t layer = 0; layer < n_layer; ++layer) {
-        for (uint32_t k = 0; k < per_set; ++k, ++place) f(place, layer * n_expert + experts[place]);
-      }
-    }
-  }
-};
+constexpr uint32_t kMostGuessLayers = 64;
+constexpr double kLongestNs = 1e12;
 
 void require_shape(const sbr_simulate_options& o, uint64_t n_tokens) {
   const auto wrong = [](const char* member, uint64_t value, const std::string& expected) {
@@ -50,6 +34,20 @@ void require_shape(const sbr_simulate_options& o, uint64_t n_tokens) {
   if (n_tokens > UINT64_MAX / 8 / (uint64_t{o.n_layer} * o.n_expert_used))
     throw Error(SBR_ERR_ARGUMENT, "n_tokens is " + std::to_string(n_tokens) + ", more than fit into memory");
   if (o.warmup_tokens >= n_tokens) wrong("warmup_tokens", o.warmup_tokens, "less than the routing's tokens");
+}
+
+void require_clock(const sbr_simulate_clock& clock) {
+  const auto wrong = [](const char* member, const char* expected) {
+    throw Error(SBR_ERR_ARGUMENT, std::string("options->clock->") + member + ": expected " + expected);
+  };
+  if (clock.guess_layers > kMostGuessLayers) wrong("guess_layers", "0 to 64");
+  if (clock.units_at_once == 0) wrong("units_at_once", "1 or more");
+  if (!(clock.guess_right >= 0 && clock.guess_right <= 1)) wrong("guess_right", "0 to 1");
+  const double times[] = {clock.ns_head,   clock.ns_lead,    clock.ns_rest, clock.ns_expert,
+                          clock.ns_router, clock.ns_latency, clock.ns_unit};
+  for (const double ns : times) {
+    if (!(ns >= 0 && ns <= kLongestNs)) wrong("ns_*", "0 to 1e12");
+  }
 }
 
 void require_sets(const Trace& trace) {
@@ -264,6 +262,11 @@ sbr_simulate_result simulate(const uint16_t* experts, uint64_t n_tokens, const s
   require_shape(options, n_tokens);
   const Trace trace = {experts, n_tokens, options.n_layer, options.n_expert, options.n_expert_used};
   require_sets(trace);
+  if (options.clock != nullptr) {
+    require_clock(*options.clock);
+    if (options.policy == SBR_CACHE_STATIC || options.policy == SBR_CACHE_BELADY)
+      throw Error(SBR_ERR_ARGUMENT, "options->clock is for policies that a session can run, not for oracles");
+  }
   const uint32_t capacity = std::min(options.capacity, trace.units());
   sbr_simulate_result result = {};
   if (options.policy == SBR_CACHE_STATIC) {
@@ -283,8 +286,12 @@ sbr_simulate_result simulate(const uint16_t* experts, uint64_t n_tokens, const s
       throw Error(SBR_ERR_ARGUMENT,
                   "options->policy is " + std::to_string(options.policy) + ", expected one of SBR_CACHE_*");
     }
-    Cache cache(trace, *policy, nullptr, capacity);
-    run(trace, options, result, [&](const Set& set) { return cache.acquire(set); });
+    if (options.clock != nullptr) {
+      result = simulate_clock(trace, options, *options.clock, *policy);
+    } else {
+      Cache cache(trace, *policy, nullptr, capacity);
+      run(trace, options, result, [&](const Set& set) { return cache.acquire(set); });
+    }
   }
   const auto taken = std::chrono::steady_clock::now() - begin;
   result.ns = static_cast<uint64_t>(std::chrono::duration_cast<std::chrono::nanoseconds>(taken).count());

@@ -1,6 +1,7 @@
 #include "model/cached_experts.h"
 
 #include <algorithm>
+#include <utility>
 
 #include "base/error.h"
 #include "model/router.h"
@@ -8,12 +9,7 @@
 namespace sbr {
 namespace {
 
-// An expert is asked for early if so many of the missing ones that stood at its place and distance were used. Of
-// SmallThinker-4B's 4 places (synthetic weights, 737 units) 1.00, 0.96, 0.73 and 0.48 were one layer ahead, 0.79, 0.84,
-// 0.70 and 0.47 two, 1.00, 0.75, 0.55 and 0.35 four ahead: a wrong one costs a read of an idle device, and an urgent
-// read at most one unit's time; a right one saves just that.
-constexpr float kLeastRight = 0.5f;
-constexpr float kRemembered = 256;  // then both numbers are halved
+constexpr float kRemembered = 256;  // guesses of a place; then both numbers are halved
 
 const BundlePart& part(const Bundle& bundle, uint32_t l, Matrix LayerWeights::* member) {
   for (const BundlePart& each : bundle.parts(l)) {
@@ -24,11 +20,13 @@ const BundlePart& part(const Bundle& bundle, uint32_t l, Matrix LayerWeights::* 
 
 }  // namespace
 
-CachedExperts::CachedExperts(const Bundle& bundle, const Config& config, const CacheOptions& options, uint32_t depth)
+CachedExperts::CachedExperts(const Bundle& bundle, const Config& config, const CacheOptions& options, uint32_t depth,
+                             bool careful)
     : units_per_layer_(bundle.units_per_layer()),
       n_layer_(config.n_layer),
       n_used_(config.n_expert_used),
       depth_(depth),
+      careful_(careful),
       cache_(bundle, options) {
   for (uint32_t l = 0; l < config.n_layer; ++l) {
     const BundlePart& up = part(bundle, l, &LayerWeights::up);
@@ -63,6 +61,7 @@ void CachedExperts::request(uint32_t l, ExpertPlan* plan) {
   plan->one_gather = parts_[l].one_gather;
   std::vector<ExpertGroup>& groups = plan->groups;
   if (depth_ != 0) judge_guesses(l, groups);
+  if (careful_) measure(l, groups);
 
   // What is there is pinned first: loading the others might evict it.
   away_.clear();
@@ -103,6 +102,8 @@ void CachedExperts::request(uint32_t l, ExpertPlan* plan) {
 }
 
 void CachedExperts::settle(const ExpertPlan& plan) {
+  // The other threads ask for depth() behind the barriers around this.
+  resting_ = careful_ && worth_.resting();
   if (in_waves_) return;
   const size_t n = plan.groups.size();
   size_t there = 0;
@@ -165,9 +166,27 @@ void CachedExperts::guess(uint32_t l, const float* scores) {
     const uint32_t expert = likely_[place];
     const size_t at = size_t{distance} * n_used_ + place;
     layer.named[at] = {expert, !cache_.has(unit(l, expert))};
-    if (!layer.named[at].missing || records_[at].right < kLeastRight * records_[at].all) continue;
+    if (!layer.named[at].missing || records_[at].right < worth_.least_right() * records_[at].all) continue;
     cache_.guess(unit(l, expert));
     if (cache_.has(unit(l, expert))) layer.asked.push_back(expert);
+  }
+}
+
+void CachedExperts::count_wait(uint64_t ns) {
+  ns_wait_ += ns;
+  if (careful_) waited_until_ = Worker::now();
+}
+
+void CachedExperts::measure(uint32_t l, const std::vector<ExpertGroup>& groups) {
+  const uint64_t waited_until = std::exchange(waited_until_, 0);
+  if (groups.size() != n_used_) return;  // a batch
+  worth_.add_layer(std::any_of(groups.begin(), groups.end(),
+                               [&](const ExpertGroup& group) { return !cache_.has(unit(l, group.expert)); }));
+  if (l == 0) {  // the pause before the first layer is the lm_head's, and nothing is guessed then
+    const sbr_cache_counters counted = cache_.counters();
+    if (counted.loads != 0) worth_.set_unit(static_cast<float>(counted.ns_io_busy) / static_cast<float>(counted.loads));
+  } else if (waited_until != 0) {
+    worth_.add_pause(static_cast<float>(Worker::now() - waited_until));
   }
 }
 

@@ -12,14 +12,16 @@
 
 #include "base/balance.h"
 #include "experts/cache.h"
+#include "model/guess_worth.h"
 #include "model/step.h"
 
 namespace sbr {
 
 class CachedExperts {
  public:
-  // `depth`: for how many layers ahead experts are guessed. Errors: those of UnitCache.
-  CachedExperts(const Bundle& bundle, const Config& config, const CacheOptions& options, uint32_t depth);
+  // `depth`: for how many layers ahead experts are guessed. `careful`: only as far as it pays by what was measured so
+  // far (SBR_PREFETCH_AUTO). Errors: those of UnitCache.
+  CachedExperts(const Bundle& bundle, const Config& config, const CacheOptions& options, uint32_t depth, bool careful);
 
   // The rest, up to wait(), is for thread 0.
 
@@ -34,8 +36,8 @@ class CachedExperts {
   // The same after a failure, when the last of their reads has ended: one that fails later must not fail the next call.
   void abandon();
 
-  // How many layers ahead are guessed at.
-  uint32_t depth() const { return depth_; }
+  // How many layers ahead are guessed at; changes in settle() alone. By any thread.
+  uint32_t depth() const { return resting_ ? 0 : depth_; }
   // What the router of a later layer, l, makes of the present stream -> its likely experts are asked for, instead of
   // those that an earlier stream named. The nearest layer first. `scores` are those of all experts, not yet sorted.
   void guess(uint32_t l, const float* scores);
@@ -48,8 +50,8 @@ class CachedExperts {
   // Until a group's expert is there; false: it cannot be read. Adds to *waited_ns.
   bool wait(size_t group, uint64_t* waited_ns) const;
 
-  void count_wait(uint64_t ns) { ns_wait_ += ns; }  // thread 0's
-  uint64_t ns_wait() const { return ns_wait_; }     // since the last reset
+  void count_wait(uint64_t ns);                  // thread 0's, which has just ended
+  uint64_t ns_wait() const { return ns_wait_; }  // since the last reset
 
   UnitCache& cache() { return cache_; }
   const UnitCache& cache() const { return cache_; }
@@ -59,6 +61,7 @@ class CachedExperts {
  private:
   uint32_t unit(uint32_t l, uint32_t expert) const { return l * units_per_layer_ + expert; }
   void pin(size_t group, ExpertPlan* plan);
+  void measure(uint32_t l, const std::vector<ExpertGroup>& groups);
   void judge_guesses(uint32_t l, const std::vector<ExpertGroup>& groups);
   void drop_guesses(uint32_t l);
 
@@ -70,6 +73,7 @@ class CachedExperts {
 
   const uint32_t units_per_layer_;
   const uint32_t n_layer_, n_used_, depth_;
+  const bool careful_;
   std::vector<Parts> parts_;  // [n_layer]
   UnitCache cache_;
 
@@ -97,6 +101,9 @@ class CachedExperts {
   std::vector<Layer> layers_;               // [n_layer] if there is a depth
   std::vector<Record> records_;             // [depth][K]: of missing experts, by distance and place
   std::vector<uint32_t> likely_;            // [K] scratch of guess()
+  GuessWorth worth_;                        // stays as it is unless `careful`
+  bool resting_ = false;
+  uint64_t waited_until_ = 0;
   std::vector<float> guess_weights_;
   uint64_t predicted_ = 0, predicted_right_ = 0, ns_wait_ = 0;
 };

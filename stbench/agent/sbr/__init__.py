@@ -19,7 +19,6 @@ from ._files import (
     probe_gather,
     probe_read,
     probe_reads,
-    probe_storage,
     synth_size,
     synth_write,
 )
@@ -37,7 +36,7 @@ from ._names import (
     TYPES,
 )
 from ._session import Decoded, Model, Prefilled, Session, Timeline, plan_session
-from ._simulate import SIMULATED_POLICIES, Simulated, simulate
+from ._simulate import SIMULATED_POLICIES, Clock, Simulated, simulate
 
 __all__ = [
     "BUNDLE_KINDS",
@@ -52,6 +51,7 @@ __all__ = [
     "SPARSITIES",
     "TYPES",
     "BundleInfo",
+    "Clock",
     "Decoded",
     "Isa",
     "KernelBench",
@@ -75,7 +75,6 @@ __all__ = [
     "probe_gather",
     "probe_read",
     "probe_reads",
-    "probe_storage",
     "simulate",
     "synth_size",
     "synth_write",

@@ -1,7 +1,18 @@
 """Structs of ``tools.h``: bundles, simulation, synthesis, probes, single kernels."""
 
 import ctypes
-from ctypes import POINTER, Structure, c_char, c_float, c_int32, c_uint16, c_uint32, c_uint64, c_void_p
+from ctypes import (
+    POINTER,
+    Structure,
+    c_char,
+    c_double,
+    c_float,
+    c_int32,
+    c_uint16,
+    c_uint32,
+    c_uint64,
+    c_void_p,
+)
 
 # sbr_progress.
 Progress = ctypes.CFUNCTYPE(c_int32, c_void_p, c_uint64, c_uint64)
@@ -29,6 +40,25 @@ class BundleInfo(Structure):
 # ---- cache what-if ----
 
 
+class SimulateClock(Structure):
+    """sbr_simulate_clock."""
+
+    _fields_ = [
+        ("struct_size", c_uint32),
+        ("guess_layers", c_uint32),
+        ("units_at_once", c_uint32),
+        ("reserved", c_uint32),
+        ("guess_right", c_double),
+        ("ns_head", c_double),
+        ("ns_lead", c_double),
+        ("ns_rest", c_double),
+        ("ns_expert", c_double),
+        ("ns_router", c_double),
+        ("ns_latency", c_double),
+        ("ns_unit", c_double),
+    ]
+
+
 class SimulateOptions(Structure):
     """sbr_simulate_options."""
 
@@ -41,6 +71,7 @@ class SimulateOptions(Structure):
         ("capacity", c_uint32),
         ("warmup_tokens", c_uint64),
         ("sets_by_misses", POINTER(c_uint64)),
+        ("clock", POINTER(SimulateClock)),
     ]
 
 
@@ -53,6 +84,12 @@ class SimulateResult(Structure):
         ("requests", c_uint64),
         ("hits", c_uint64),
         ("ns", c_uint64),
+        ("hits_on_the_way", c_uint64),
+        ("loads", c_uint64),
+        ("guesses", c_uint64),
+        ("guesses_used", c_uint64),
+        ("ns_decode", c_uint64),
+        ("ns_io_busy", c_uint64),
     ]
 
 

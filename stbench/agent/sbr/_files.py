@@ -132,22 +132,6 @@ def probe_gather(
     return _probe(library, "sbr_probe_gather", (), options)
 
 
-def probe_storage(
-    library: Library,
-    path: str,
-    n_threads: int,
-    row_bytes: int,
-    duration_ns: int,
-    direct: bool = False,
-    cpus: Sequence[int] = (),
-) -> ProbeResult:
-    """Random reads of ``row_bytes`` from an existing file."""
-    options = dict(
-        n_threads=n_threads, row_bytes=row_bytes, duration_ns=duration_ns, direct=int(direct), cpus=cpus
-    )
-    return _probe(library, "sbr_probe_storage", (os.fsencode(path),), options)
-
-
 def probe_reads(
     library: Library,
     path: str,
