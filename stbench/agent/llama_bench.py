@@ -12,6 +12,8 @@ from typing import Any, Dict, FrozenSet, List, NamedTuple, Optional, Sequence
 from .external import documents
 from .wire import Settings
 
+REPACK_FLAG = "--repack"
+
 # What a test needs of its result.
 _NEEDED = ("n_prompt", "n_gen", "samples_ns")
 
@@ -72,9 +74,16 @@ def flags(help_text: str) -> FrozenSet[str]:
 
 
 def arguments(
-    known: FrozenSet[str], model: str, threads: int, cpus: Sequence[int], settings: Settings, test: Test
+    known: FrozenSet[str],
+    model: str,
+    threads: int,
+    cpus: Sequence[int],
+    settings: Settings,
+    test: Test,
+    in_place: bool = False,
 ) -> List[str]:
-    """The arguments for one test. Raises ResultError for what this llama-bench has no flag for.
+    """The arguments for one test. ``in_place``: weights are computed from the mapped file, not from repacked
+    copies. Raises ResultError for what this llama-bench has no flag for.
 
     Batch sizes stay llama.cpp's own (2048, computed in parts of 512) unless the user adds ``-b`` or ``-ub``;
     the context is what the test needs, as always in llama-bench."""
@@ -90,6 +99,9 @@ def arguments(
     else:
         _need(known, "-mmp", "load %s" % settings.load)
         words += ["-mmp", "0" if settings.load == "read" else "1"]
+    if in_place:
+        _need(known, REPACK_FLAG, "weights that are not copied")
+        words += [REPACK_FLAG, "0"]
     if cpus:
         _need(known, "-C", "threads that are pinned to CPUs")
         words += ["-C", "0x%x" % sum(1 << cpu for cpu in cpus), "--cpu-strict", "1"]

@@ -32,15 +32,23 @@ def choose_load(
         return REPACK, ""
     if asked != AUTO:
         return asked, ""
-    tree = tree if tree is not None else Tree()
+    lacking = lacking_for_a_copy(path, tree, limit_bytes)
+    if not lacking:
+        return REPACK, ""
+    return MMAP, "load auto: the weights are mapped, because %s; decode is slower by that" % lacking
+
+
+def lacking_for_a_copy(path: str, tree: Optional[Tree] = None, limit_bytes: int = 0) -> str:
+    """Why the weights of the file at ``path`` cannot be repacked, which copies them into anonymous memory: as
+    the rest of a sentence, "" when they can. Raises OSError when the file cannot be found."""
     size = os.stat(path).st_size
-    room = _room(tree, limit_bytes)
+    room = _room(tree if tree is not None else Tree(), limit_bytes)
     need = size + size // 10 + SPARE_BYTES
     if room is None or need <= room:
-        return REPACK, ""
-    return MMAP, (
-        "load auto: the weights are mapped, because repacking them (%.1f GiB with reserve) does not fit the "
-        "%.1f GiB that are available; decode is slower by that" % (need / _GIB, room / _GIB)
+        return ""
+    return "repacking them (%.1f GiB with reserve) does not fit the %.1f GiB that are available" % (
+        need / _GIB,
+        room / _GIB,
     )
 
 

@@ -15,9 +15,10 @@ import re
 import shutil
 import signal
 import sys
-from typing import Any, Dict, List, NamedTuple, NoReturn, Optional
+from typing import Any, Dict, List, NamedTuple, NoReturn, Optional, Sequence
 
 from . import __version__, affinity, external, llama_bench, model_file, monitor, probe, process, sbr
+from .loading import REPACK, lacking_for_a_copy
 from .sbr import NativeError, _abi
 from .wire import PROGRAM_KINDS, Check, Effective, JobSpec, Memory, MemoryAccount, Program, Samples, Versions
 
@@ -47,6 +48,7 @@ class _Numbers(NamedTuple):
     peak_rss_bytes: int
     rss_anon_bytes: Optional[int]
     rss_file_bytes: Optional[int]
+    warnings: Sequence[str] = ()
 
 
 def measure(job: JobSpec, report: Any) -> None:
@@ -78,7 +80,7 @@ def measure(job: JobSpec, report: Any) -> None:
     kept, strays = affinity.judged(job.settings, numbers.effective)
     report.part("effective", dataclasses.replace(numbers.effective, affinity_kept=kept))
     if strays:
-        report.part("warnings", strays)
+        report.part("warnings", [*numbers.warnings, *strays])
     report.part("versions", Versions(__version__, dict(runtime, **numbers.runtime), digest))
     report.part("memory", Memory(numbers.peak_rss_bytes, numbers.rss_anon_bytes, numbers.rss_file_bytes))
     if job.settings.memory_limit_bytes:
@@ -157,13 +159,17 @@ def _llama_bench(job: JobSpec, program: Program, executable: str, report: Any) -
     told = process.run([executable, "--help"], environment, is_noise=_all)
     known = llama_bench.flags(told.stdout + told.stderr)
     built = process.run([executable, "--version"], environment, is_noise=_all)
+    warnings = _reasons_against_copies(job, program)
+    report.part("warnings", warnings)
     results: List[Dict[str, Any]] = []
     commands: List[List[str]] = []
     runs: List[process.Finished] = []
     for test in llama_bench.tests(workload.n_prompt, workload.n_gen, workload.n_depth):
         report.phase("llama-bench %s" % test.label)
         try:
-            words = llama_bench.arguments(known, job.model.path, threads, cpus, settings, test)
+            words = llama_bench.arguments(
+                known, job.model.path, threads, cpus, settings, test, bool(warnings)
+            )
         except llama_bench.ResultError as error:
             raise NativeError(_abi.ERR_UNSUPPORTED, str(error)) from error
         command = [executable, *words, *program.command[1:]]
@@ -176,7 +182,18 @@ def _llama_bench(job: JobSpec, program: Program, executable: str, report: Any) -
             raise ValueError("%s; last lines: %s" % (error, last)) from error
         commands.append(command)
         runs.append(done)
-    return _joined(job, results, runs, {"version": _said(built), "commands": commands})
+    joined = _joined(job, results, runs, {"version": _said(built), "commands": commands})
+    return joined._replace(warnings=warnings)
+
+
+def _reasons_against_copies(job: JobSpec, program: Program) -> List[str]:
+    """Why llama.cpp must not repack: under the job's memory limit the copies would get it killed. Empty: it
+    may. The user's own ``--repack`` in devices.yaml is left alone."""
+    limit = job.settings.memory_limit_bytes
+    if not limit or job.settings.load == REPACK or llama_bench.REPACK_FLAG in program.command:
+        return []
+    lacking = lacking_for_a_copy(job.model.path, limit_bytes=limit)
+    return ["llama.cpp does not repack (--repack 0), because " + lacking] if lacking else []
 
 
 def _all(_line: str) -> bool:

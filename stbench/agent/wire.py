@@ -71,6 +71,9 @@ PROGRAM_KINDS = ("llama-bench", "external")
 # Verdicts of a check against a reference: "unchecked" when no reference was given.
 CHECK_VERDICTS = ("ok", "wrong", "unchecked")
 
+# Who measured: our agent, or another program whose output was imported (docs/exchange.md).
+PROVENANCES = ("measured", "imported")
+
 # Three-valued: "unknown" where the device has no sensor that could tell.
 THROTTLE_VERDICTS = ("no", "yes", "unknown")
 
@@ -381,7 +384,8 @@ class RunRecord:
     ``search`` that of "search", which have no samples; ``choice``: -t auto set the threads and CPUs.
     ``gate`` None: the job asked for none; ``timeline`` None: it was not sampled; ``energy`` None: no sensor,
     or not told apart from the rest of a program's run. ``limit`` None: no memory limit was asked for;
-    ``cache`` None: all weights were in memory."""
+    ``cache`` None: all weights were in memory. ``provenance`` "imported": the numbers are another program's
+    word, and what it did not say is unknown."""
 
     id: str
     label: str
@@ -423,3 +427,4 @@ class RunRecord:
     account: Optional[MemoryAccount] = None
     routing: Optional[RoutingTrace] = None
     profile: Optional[TimelineTrace] = None
+    provenance: str = "measured"

@@ -32,7 +32,8 @@ class BundleRequest:
 class LimitProbe:
     """One measurement of what the machine can do. ``kind`` is "read" (streaming), "gather" (whole rows in
     random order) or "storage" (random reads of ``path``). ``cpus`` as in Settings; ``row_bytes`` is one
-    gathered row or one read; ``direct`` bypasses the page cache."""
+    gathered row or one read (a multiple of 4096); ``threads`` of storage: reads at a time, 0 for as many as a
+    session has; ``direct`` bypasses the page cache."""
 
     kind: str
     threads: int = 0

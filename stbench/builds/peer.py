@@ -6,6 +6,7 @@ The package itself is never installed. What is kept lies under
 
     bin/        libllama.so, libggml*.so, llama-bench
     include/    llama.h, ggml*.h
+    scripts/    compare-llama-bench.py, which reads `stbench export --to llama-bench-sql`
     info.json   what :class:`Peer` holds, less the directory
 
 The build uses the instructions of this machine's CPU (``GGML_NATIVE``), so the directory's name carries a
@@ -40,6 +41,9 @@ SHA256 = "832db0699007f1be95a7e41ef12e88926b02ba836461e36a36372db2760c1a2e"
 # The llama.cpp commit that the change log of this version names.
 COMMIT = "0c1e57098"
 
+# llama.cpp's own comparison of two builds.
+COMPARE_SCRIPT = "compare-llama-bench.py"
+
 # The unpacked part (about 60 MB), the objects and the libraries together stay below this.
 NEEDED_BYTES = 1_500_000_000
 
@@ -52,6 +56,7 @@ _UNPACKED = (
     "ggml",
     "include",
     "licenses",
+    "scripts",
     "src",
     "tools",
     "vendor",
@@ -343,6 +348,8 @@ def _stage(source: Path, build: Path, staged: Path, compiler: Compiler) -> Path:
         for header in folder.glob("*.h"):
             shutil.copy2(header, staged / "include" / header.name)
     shutil.copy2(source / "LICENSE", staged / "LICENSE")
+    (staged / "scripts").mkdir()
+    shutil.copy2(source / "scripts" / COMPARE_SCRIPT, staged / "scripts" / COMPARE_SCRIPT)
     options = [f"{key}={value}" for key, value in _CMAKE_OPTIONS.items()]
     info = {
         "version": VERSION,

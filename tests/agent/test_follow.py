@@ -53,6 +53,7 @@ def test_signs_of_life_come_every_two_seconds(board: Board) -> None:
 
 
 @pytest.mark.parametrize("how", ["stdin ends", "stdout breaks", "killed"])
+@pytest.mark.quiet
 def test_the_job_goes_on_without_its_follower(board: Board, how: str) -> None:
     # A broken stdout is noticed with the next sign of life.
     job = fake_job("sleep=1.3" if how == "stdout breaks" else "sleep=0.3")
@@ -269,6 +270,7 @@ def test_nobody_is_killed_whose_number_the_process_had_before(board: Board) -> N
 # ---- two owners --------------------------------------------------------------------------------------
 
 
+@pytest.mark.quiet
 def test_the_second_owner_is_told_and_may_wait(board: Board) -> None:
     job = fake_job("sleep=1", campaign="night")
     first = board.submit(job)

@@ -38,7 +38,15 @@ def test_a_cached_run_computes_the_same_and_counts_its_phases_apart(
 ) -> None:
     plain = run_job(sbr_job(WORK))
     cached = run_job(
-        sbr_job(WORK, cache="25%", bundle=str(bundle), cache_policy="lru", io="pread", io_direct="off")
+        sbr_job(
+            WORK,
+            cache="25%",
+            bundle=str(bundle),
+            cache_policy="lru",
+            io="pread",
+            io_direct="off",
+            prefetch="exact",
+        )
     )
     for record in (plain, cached):
         assert record.status == "ok", record.detail

@@ -213,6 +213,7 @@ def sampled(options: str = "sleep=1", **changes: Any) -> RunRecord:
     return run_job(fake_job(options, workload=Workload(0, 20), warmup_tokens=0, **changes))
 
 
+@pytest.mark.quiet
 def test_a_record_has_its_timeline() -> None:
     record = sampled(sample_hz=5.0)
     found = record.timeline

@@ -22,7 +22,8 @@ from tests.agent.conftest import fake_job, run_job, start_agent
 BENCH = """\
 #!/bin/sh
 case "$1" in
---help) printf '  %s <x>\\n' '-v, --verbose' '-d, --n-depth' '-lm, --load-mode' '-C, --cpu-mask'; exit ;;
+--help) printf '  %s <x>\\n' '-v, --verbose' '-d, --n-depth' '-lm, --load-mode' '-C, --cpu-mask' '--repack'
+  exit ;;
 --version) echo "version: 7 (fake)" >&2; exit ;;
 esac
 echo "$0 $*" >>"$(dirname "$0")/calls"
@@ -102,6 +103,31 @@ def test_prompt_and_generation_are_two_runs_of_llama_bench(
     assert record.versions is not None
     assert len(record.versions.library_sha256) == 64
     assert record.versions.runtime["version"] == "version: 7 (fake)"
+
+
+@pytest.mark.parametrize(
+    ("limit", "added", "copied"),
+    [(256 << 20, "", False), (1 << 30, "", True), (256 << 20, "--repack 1", True)],
+)
+def test_llama_bench_repacks_only_what_fits_under_the_limit(
+    bench: Callable[..., JobSpec], tmp_path: Path, limit: int, added: str, copied: bool
+) -> None:
+    """A copy that does not fit gets it killed, which says nothing about mapped weights."""
+    model = tmp_path / "model.gguf"
+    with model.open("wb") as file:
+        file.truncate(64 << 20)
+    job = bench(
+        model=ModelRef("m", str(model)),
+        workload=Workload(8, 0),
+        settings=Settings(threads=1, memory_limit_bytes=limit),
+    )
+    if added:
+        assert job.program is not None
+        job.program.command.extend(added.split())
+    record = run_job(job)
+    assert record.status == "ok", record.detail
+    assert ("--repack 0" in (tmp_path / "calls").read_text()) == (not copied)
+    assert any("--repack 0" in warning for warning in record.warnings) == (not copied)
 
 
 def test_a_command_is_filled_in_pinned_and_read() -> None:

@@ -302,16 +302,19 @@ def test_rooflines(library_path: Path) -> None:
         wire.LimitProbe("read", 1, buffer_bytes=1 << 24, duration_s=0.02),
         wire.LimitProbe("gather", 1, row_bytes=864, buffer_bytes=1 << 24, duration_s=0.02),
         wire.LimitProbe("storage", 1, row_bytes=4096, duration_s=0.02, path="/nonexistent"),
+        wire.LimitProbe("storage", 0, row_bytes=4096, duration_s=0.02, path=str(library_path)),
         wire.LimitProbe("warp", 1),
     ]
     done = run_agent("rooflines", stdin=wire.dumps(wire.LimitsRequest(str(library_path), probes)) + "\n")
     assert done.returncode == 0
     found = [wire.loads(wire.LimitResult, line) for line in done.stdout.splitlines()]
-    assert [result.status for result in found] == ["ok", "ok", "failed", "failed"]
+    assert [result.status for result in found] == ["ok", "ok", "failed", "ok", "failed"]
     assert [result.probe for result in found] == probes
     assert found[0].bytes > 0
     assert "/nonexistent" in found[2].detail
-    assert "expected read, gather or storage" in found[3].detail
+    assert found[3].threads > 1
+    assert found[3].operations * 4096 == found[3].bytes
+    assert "expected read, gather or storage" in found[4].detail
 
 
 def test_records_of_every_status_can_be_read_back() -> None:
