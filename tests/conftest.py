@@ -13,10 +13,14 @@ import pytest
 # Before numpy is imported: the tests' matrices are small, and BLAS threads that spin on a busy machine cost
 # minutes.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+# Tests have caches of their own, and matplotlib would list this machine's fonts, a second's work, in each.
+os.environ.setdefault("MPLCONFIGDIR", str(Path("~/.cache/matplotlib").expanduser()))
 
 from stbench.agent import sbr
 from stbench.builds.build import find_library
 from stbench.errors import BuildError
+
+pytest_plugins = ["tests.beside"]
 
 # What a machine may lack although nothing can install it there: such skips are allowed in CI, too.
 CPU_LACKS = "this CPU lacks"

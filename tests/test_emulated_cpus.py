@@ -23,7 +23,7 @@ CPUS = {
 }
 AARCH64_LIBC = Path("/usr/aarch64-linux-gnu")
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.beside("emulated CPUs", seconds=500)]
 
 
 def configure(arch: str, folder: Path) -> str:

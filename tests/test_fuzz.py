@@ -40,6 +40,7 @@ def fuzzing_compiler(folder: Path) -> str | None:
 
 
 @pytest.mark.slow
+@pytest.mark.beside(seconds=150)
 def test_a_minute_of_fuzzing_finds_nothing(tmp_path: Path) -> None:
     cmake = find_tool("cmake", "pip install cmake")
     compiler = fuzzing_compiler(tmp_path)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import subprocess
@@ -11,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests import clang_tidy
 from tests.conftest import require
 from tests.test_native import find_tool, run
 
@@ -59,6 +59,7 @@ def test_clang_format() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.beside(seconds=130)
 def test_clang_tidy(tmp_path: Path) -> None:
     tool, compiler = newest("clang-tidy"), newest("clang++")
     require(tool is not None and compiler is not None, "no clang-tidy: apt install clang-19 clang-tidy-19")
@@ -67,23 +68,59 @@ def test_clang_tidy(tmp_path: Path) -> None:
     cmake = find_tool("cmake", "pip install cmake")
     compilers = [f"-DCMAKE_CXX_COMPILER={compiler}", f"-DCMAKE_C_COMPILER={compiler.replace('++', '')}"]
     run(cmake, "-S", "runtime", "-B", str(tmp_path), "-GNinja", *compilers, cwd=ROOT)
-    commands = json.loads((tmp_path / "compile_commands.json").read_text())
-    library = sorted({entry["file"] for entry in commands if "/runtime/src/" in entry["file"]})
-    assert library, "no library source in compile_commands.json"
-    workers = [library[i :: os.cpu_count() or 1] for i in range(os.cpu_count() or 1)]
-    running = [
-        subprocess.Popen(
-            [tool, "-quiet", "-p", str(tmp_path), *files],
-            cwd=ROOT,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            text=True,
-        )
-        for files in workers
-        if files
-    ]
-    outputs = [process.communicate()[0] for process in running]
-    assert all(process.returncode == 0 for process in running), "\n".join(outputs)[-8000:]
+    units = clang_tidy.units_of(tmp_path, lambda file: "/runtime/src/" in file)
+    assert units, "no library source in compile_commands.json"
+    caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    failed = clang_tidy.check(tool, ROOT, tmp_path, units, caches / "stbench-tests" / "clang-tidy")
+    assert not failed, failed[-8000:]
+
+
+TIDY_CMAKE = """\
+cmake_minimum_required(VERSION 3.22)
+project(small LANGUAGES CXX)
+set(CMAKE_EXPORT_COMPILE_COMMANDS ON)
+add_library(small OBJECT one.cpp)
+"""
+
+
+def test_clang_tidy_remembers_what_passed_and_nothing_else(tmp_path: Path) -> None:
+    """Until a header, or the configuration, is another one."""
+    tool, compiler = newest("clang-tidy"), newest("clang++")
+    require(tool is not None and compiler is not None, "no clang-tidy: apt install clang-19 clang-tidy-19")
+    assert tool is not None
+    source, passed = tmp_path / "source", tmp_path / "passed"
+    source.mkdir()
+    (source / "CMakeLists.txt").write_text(TIDY_CMAKE)
+    strict = "Checks: '-*,modernize-use-nullptr'\nWarningsAsErrors: '*'\n"
+    (source / ".clang-tidy").write_text(strict)
+    (source / "one.cpp").write_text('#include "one.h"\nint* two() { return one(); }\n')
+    (source / "one.h").write_text("inline int* one() { return nullptr; }\n")
+    cmake = find_tool("cmake", "pip install cmake")
+
+    def checked() -> tuple[bool, int]:
+        clang_tidy._content.cache_clear()
+        build = source / "build"
+        options = ("-GNinja", f"-DCMAKE_CXX_COMPILER={compiler}")
+        run(cmake, "-S", str(source), "-B", str(build), *options, cwd=ROOT)
+        units = clang_tidy.units_of(build, lambda file: True)
+        said = clang_tidy.check(tool, source, build, units, passed)
+        return "modernize-use-nullptr" in said, len(list(passed.iterdir()))
+
+    assert checked() == (False, 1)
+    shutil.copytree(source, tmp_path / "another", ignore=shutil.ignore_patterns("build"))
+    source = tmp_path / "another"
+    assert checked() == (False, 1), "another directory is no other content"
+    (source / "one.cpp").write_text('#include "one.h"\nint* two() { return 0; }\n')
+    assert checked() == (True, 1)
+    assert checked() == (True, 1), "a failure is told each time"
+    (source / ".clang-tidy").write_text("Checks: '-*,bugprone-branch-clone'\n")
+    assert checked() == (False, 2)
+    (source / ".clang-tidy").write_text(strict)
+    assert checked() == (True, 2), "another configuration passed it"
+    (source / "one.cpp").write_text('#include "one.h"\nint* two() { return one(); }\n')
+    assert checked() == (False, 2), "passed before"
+    (source / "one.h").write_text("// Another line.\ninline int* one() { return nullptr; }\n")
+    assert checked() == (False, 3)
 
 
 def test_files_tell_one_story() -> None:

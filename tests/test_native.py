@@ -39,18 +39,22 @@ def sanitizer_links(name: str, folder: Path) -> bool:
 def all_pass(folder: Path, tests: str) -> None:
     """Runs the native tests whose names match."""
     ctest = find_tool("ctest", "pip install cmake")
-    output = run(ctest, "--test-dir", str(folder), "--output-on-failure", "-R", tests, cwd=RUNTIME)
+    options = ["--output-on-failure", "--parallel", str(os.cpu_count() or 1), "-R", tests]
+    output = run(ctest, "--test-dir", str(folder), *options, cwd=RUNTIME)
     assert "100% tests passed" in output
     assert "No tests were found" not in output
+
+
+# The thread sanitizer costs tenfold, and only the tests with several threads concern it.
+THREADED = ["test_thread_pool", "test_session", "test_cache", "test_reader", "test_stream"]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("preset", "sanitizer", "targets"),
     [
-        ("asan-ubsan", "address,undefined", ["all"]),
-        # The thread sanitizer costs tenfold, and only the tests with several threads concern it.
-        ("tsan", "thread", ["test_thread_pool", "test_session", "test_cache", "test_reader", "test_stream"]),
+        pytest.param("asan-ubsan", "address,undefined", ["all"], marks=pytest.mark.beside(seconds=240)),
+        pytest.param("tsan", "thread", THREADED, marks=pytest.mark.beside(seconds=90)),
     ],
 )
 def test_ctest(preset: str, sanitizer: str, targets: list[str], request: pytest.FixtureRequest) -> None:
@@ -62,6 +66,7 @@ def test_ctest(preset: str, sanitizer: str, targets: list[str], request: pytest.
 
 
 @pytest.mark.slow
+@pytest.mark.beside("workshop", seconds=80)
 def test_ctest_of_the_release_build() -> None:
     with Workshop().building(working_tree(), ["all"]) as folder:
         all_pass(folder, ".")

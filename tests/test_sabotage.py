@@ -15,7 +15,7 @@ import pytest
 
 from tests.workshop import ROOT, Edit, Workshop, edited, find_tool, working_tree
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.beside("workshop", seconds=80)]
 
 
 # In the loops that all vector kernels share, so it hits whichever instruction set "auto" means here; the

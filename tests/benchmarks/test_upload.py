@@ -14,10 +14,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from stbench.connectors.ssh import SshConnector
 from stbench.devices.inventory import Device
 from tests.boards.conftest import Boards, Controller, boards, controller
 from tests.boards.sshd import tool
+
+pytestmark = pytest.mark.quiet
 
 __all__ = ["boards", "controller"]
 

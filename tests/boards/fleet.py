@@ -140,7 +140,7 @@ def aarch64_library(request: pytest.FixtureRequest) -> Path:
     environment = {**os.environ, "PYTHONPATH": str(CHECKOUT), "XDG_CACHE_HOME": str(cache)}
     environment["ZIG_GLOBAL_CACHE_DIR"] = ZIG_CACHE
     command = [sys.executable, "-m", "stbench.cli", "build", "--target", "aarch64-linux-gnu"]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=800)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=2400)
     require("ziglang" not in done.stderr or done.returncode == 0, "no ziglang: pip install ziglang")
     assert done.returncode == 0, done.stderr
     _say(request, f"stbench build --target aarch64-linux-gnu: {time.monotonic() - begin:.1f} s")

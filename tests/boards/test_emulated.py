@@ -17,7 +17,7 @@ from tests.boards.fleet import Desk, aarch64_library, booted, entry_of
 from tests.boards.image_files import BUSYBOX, SYSTEMD
 from tests.boards.page import SETTING_UP, commands, settle_in
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900), pytest.mark.beside("emulated", seconds=900, nice=0)]
 
 TINY = ["--models", "tiny-smallthinker", "-pg", "4,4", "-r", "1", "--max-reruns", "0"]
 

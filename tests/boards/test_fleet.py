@@ -23,6 +23,7 @@ from tests.boards.image_files import BUSYBOX
 from tests.boards.sshd import ROOT, Board, make_key, tool, wait_until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+BESIDE = pytest.mark.beside("emulated fleet", seconds=140, nice=0)
 
 # More than the threads of a machine, or of a pool, that somebody may have thought of.
 MANY = 24
@@ -69,6 +70,7 @@ def statuses(records: list[RunRecord]) -> dict[str, Counter[str]]:
     return found
 
 
+@BESIDE
 def test_one_sweep_over_five_devices_ends_with_one_table(
     desk: Desk, boards: Boards, emulated: EmulatedBoard
 ) -> None:
@@ -89,6 +91,7 @@ def test_one_sweep_over_five_devices_ends_with_one_table(
     assert all(f"{name}:tiny-smallthinker" in done.out for name in names)
 
 
+@BESIDE
 def test_an_unplugged_board_leaves_the_others_alone_and_is_resumed(
     desk: Desk, boards: Boards, emulated: EmulatedBoard
 ) -> None:
