@@ -23,6 +23,7 @@ from stbench.tables.reporting import write_atomically
 _CHOICES: dict[tuple[type, str], Sequence[str]] = {
     (wire.RunRecord, "status"): wire.STATUSES,
     (wire.RunRecord, "purpose"): ("measure", "reference", "search"),
+    (wire.RunRecord, "provenance"): wire.PROVENANCES,
     (wire.Check, "verdict"): wire.CHECK_VERDICTS,
     (wire.Telemetry, "throttled"): wire.THROTTLE_VERDICTS,
     (wire.Gate, "outcome"): wire.GATE_OUTCOMES,

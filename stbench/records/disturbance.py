@@ -38,12 +38,17 @@ the first run until after the last one. Compare with another campaign of the dev
 
 from __future__ import annotations
 
-import statistics
-from bisect import bisect_right
-from collections.abc import Hashable, Iterable, Sequence
+import math
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
+
+import numpy as np
+import numpy.typing as npt
 
 from stbench.agent.wire import Bandwidth, RunRecord
+
+Floats: TypeAlias = "npt.NDArray[np.float64]"
 
 # Of a bandwidth. Probes of 200 ms that nothing disturbed lay within 3 % of their middle on a 2-core virtual
 # machine, disturbed ones 25 to 50 % below it. A speed that is bound by memory moves as much as the bandwidth
@@ -91,47 +96,75 @@ class Verdict:
 UNJUDGED = Verdict(False)
 
 
+@dataclass(frozen=True)
+class Evidence:
+    """What a record itself says of it. ``machine``: what probes have to share to be compared; rates in
+    GB/s, NaN where nothing was measured; ``cpu`` None: nothing was counted."""
+
+    ok: bool
+    machine: str
+    before: float
+    after: float
+    cpu: tuple[str, ...] | None
+    disk: tuple[str, ...]
+
+
+def evidence_of(record: RunRecord) -> Evidence:
+    """Of one record, without its campaign."""
+    bracket, ok = record.bracket, record.status == "ok"
+    before, after = (gb_per_s(bracket.read_before), gb_per_s(bracket.read_after)) if bracket else (None, None)
+    return Evidence(
+        ok,
+        _machine(record),
+        before or math.nan,
+        after or math.nan,
+        _cpu_reasons(record) if ok else None,
+        _storage_reasons(record) if ok else (),
+    )
+
+
 def judge(records: Sequence[RunRecord]) -> list[Verdict]:
     """A verdict per record, in their order. Campaigns are judged each by its own level. Only runs that ended
     "ok" are judged: others have no speed that could be disturbed."""
-    levels = bandwidth_levels(records)
-    return [_verdict(record, levels.get(_machine(record))) for record in records]
+    found = [evidence_of(record) for record in records]
+    known = levels(found)
+    return [verdict(one, known.get(one.machine)) for one in found]
 
 
-def bandwidth_levels(records: Iterable[RunRecord]) -> dict[Hashable, float]:
+def levels(found: Iterable[Evidence]) -> dict[str, float]:
     """The undisturbed read bandwidth, GB/s, per campaign, device, CPUs and threads."""
-    probes: dict[Hashable, list[float]] = {}
-    for record in records:
-        if record.bracket is not None and record.status == "ok":
-            found = [gb_per_s(record.bracket.read_before), gb_per_s(record.bracket.read_after)]
-            probes.setdefault(_machine(record), []).extend(rate for rate in found if rate)
-    return {machine: level(rates) for machine, rates in probes.items() if rates}
+    probes: dict[str, list[float]] = {}
+    for one in found:
+        if one.ok:
+            rates = [rate for rate in (one.before, one.after) if rate > 0]
+            if rates:
+                probes.setdefault(one.machine, []).extend(rates)
+    return {machine: level(rates) for machine, rates in probes.items()}
 
 
 def level(rates: Sequence[float]) -> float:
     """The highest plateau of bandwidths; see the module's text. Raises ValueError without any."""
-    if not rates:
+    if not len(rates):
         raise ValueError("no bandwidth to take a level of")
-    plateaus: list[list[float]] = []
-    rest = sorted(rates)
-    while rest:
-        plateau = _densest(rest)
-        plateaus.append(plateau)
-        rest = [rate for rate in rest if not plateau[0] <= rate <= plateau[-1]]
+    plateaus: list[Floats] = []
+    rest = np.sort(np.asarray(rates, dtype=np.float64))
+    while len(rest):
+        begin, end = _densest(rest)
+        plateaus.append(rest[begin:end])
+        rest = np.concatenate([rest[:begin], rest[end:]])
     quorum = max(PLATEAU_PROBES, PLATEAU_SHARE * len(rates))
     large = [plateau for plateau in plateaus if len(plateau) >= quorum]
-    return max(statistics.median(plateau) for plateau in large or [plateaus[0]])
+    return max(float(np.median(plateau)) for plateau in large or [plateaus[0]])
 
 
-def _densest(rates: Sequence[float]) -> list[float]:
-    """Of sorted rates those in the fullest window of centre +- BANDWIDTH_LIMIT; the highest of equals."""
+def _densest(rates: Floats) -> tuple[int, int]:
+    """Of sorted rates those in the fullest window of centre +- BANDWIDTH_LIMIT, from the one to before the
+    other place; the highest of equals."""
     width = (1 + BANDWIDTH_LIMIT) / (1 - BANDWIDTH_LIMIT)
-    best: list[float] = []
-    for i, low in enumerate(rates):
-        end = bisect_right(rates, low * width)
-        if end - i >= len(best):
-            best = list(rates[i:end])
-    return best
+    ends = np.searchsorted(rates, rates * width, side="right")
+    sizes = ends - np.arange(len(rates))
+    begin = len(rates) - 1 - int(np.argmax(sizes[::-1]))
+    return begin, int(ends[begin])
 
 
 def gb_per_s(bandwidth: Bandwidth | None) -> float | None:
@@ -179,36 +212,29 @@ def _share(seconds: float | None, window_s: float | None) -> float | None:
     return seconds / window_s if seconds is not None and window_s else None
 
 
-def _machine(record: RunRecord) -> Hashable:
+def _machine(record: RunRecord) -> str:
     """What probes have to share to be compared. Not the buffer's size: it follows the free memory, and all
     sizes exceed the caches."""
     threads = record.bracket.threads if record.bracket else 0
     fingerprint = record.facts.fingerprint if record.facts else ""
-    return record.campaign, record.device, fingerprint, tuple(record.settings.cpus), threads
+    return repr((record.campaign, record.device, fingerprint, tuple(record.settings.cpus), threads))
 
 
-def _verdict(record: RunRecord, level: float | None) -> Verdict:
-    if record.status != "ok":
+def verdict(found: Evidence, level: float | None) -> Verdict:
+    """``level``: the bandwidth of the run's campaign on its machine, None where nothing was probed."""
+    if not found.ok:
         return UNJUDGED
-    found = _rates(record) if level is not None else None
-    moved = _moved(*found) if found else ()
-    off = _off_level(*found, level) if found and level is not None and not moved else ()
-    cpu = _cpu_reasons(record)
-    disk = _storage_reasons(record)
-    judged = found is not None or cpu is not None
-    return Verdict(judged, (*moved, *off, *(cpu or ()), *disk), bool(off) and not cpu and not disk)
+    probed = level is not None and found.before > 0 and found.after > 0
+    moved = _moved(found.before, found.after) if probed else ()
+    off = _off_level(found.before, found.after, level) if probed and level is not None and not moved else ()
+    judged = probed or found.cpu is not None
+    alone = bool(off) and not found.cpu and not found.disk
+    return Verdict(judged, (*moved, *off, *(found.cpu or ()), *found.disk), alone)
 
 
 def same_bandwidth(one: float, other: float) -> bool:
     """Whether two runs, by the bandwidths beside them, saw the same machine; not where one is NaN."""
     return abs(one - other) <= BANDWIDTH_LIMIT * max(one, other)
-
-
-def _rates(record: RunRecord) -> tuple[float, float] | None:
-    if record.bracket is None:
-        return None
-    before, after = gb_per_s(record.bracket.read_before), gb_per_s(record.bracket.read_after)
-    return (before, after) if before and after else None
 
 
 def _moved(before: float, after: float) -> tuple[str, ...]:
@@ -250,17 +276,17 @@ def _read_while_timed(record: RunRecord) -> float:
     return max(proof.read_bytes - 2 * account.model_file, 0)
 
 
-def _cpu_reasons(record: RunRecord) -> list[str] | None:
+def _cpu_reasons(record: RunRecord) -> tuple[str, ...] | None:
     telemetry = record.telemetry
     if telemetry is None or not telemetry.window_s:
         return None
     found = (("other processes", telemetry.other_cpu_s), ("the hypervisor", telemetry.steal_s))
     if all(seconds is None for _, seconds in found):
         return None
-    return [
+    return tuple(
         f"{who} took {100 * seconds / telemetry.window_s:.0f} % of a CPU"
         for who, seconds in found
         if seconds is not None
         and seconds > CPU_RESOLUTION_S
         and seconds / telemetry.window_s > OTHER_CPU_LIMIT
-    ]
+    )

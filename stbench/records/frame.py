@@ -28,6 +28,7 @@ tells
 ``gate``                  how the wait for a cool device ended; "" where there was none
 ``limit_share``           speed / what the memory allowed then (:mod:`stbench.records.limit_share`)
 ``limit_why``             why there is no such number though bandwidth was probed
+``provenance``            "measured" by our agent, or "imported" from another program's output
 ``memory_limit_bytes``    and what follows it: :mod:`stbench.records.limited_columns`
 ========================  ================================================================================
 """
@@ -99,6 +100,7 @@ COLUMNS: dict[str, str] = {
     "load": "object",
     "populate": "bool",
     "purpose": "object",
+    "provenance": "object",
     "usable": "bool",
     "problem": "object",
     "decode_tps": "float64",
@@ -137,6 +139,12 @@ COLUMNS: dict[str, str] = {
 }
 
 
+# Records of a run that failed early lack these; within one campaign they are those of its neighbours.
+_FILLED = {
+    "digest": ["campaign", "device", "engine", "model"],
+    "library": ["campaign", "device", "engine"],
+    "fingerprint": ["campaign", "device"],
+}
 _REPACKED = {True: "yes", False: "no", None: ""}
 _PERCENTILES = {"tpot_p50_ms": 0.5, "tpot_p95_ms": 0.95, "tpot_p99_ms": 0.99}
 
@@ -147,12 +155,25 @@ def to_frame(records: Iterable[RunRecord]) -> pd.DataFrame:
     campaigns."""
     records = list(records)
     verdicts = judge(records)
-    rows = [_row(record) | _machine(verdict) for record, verdict in zip(records, verdicts, strict=True)]
+    rows = [
+        own_row(record) | machine_columns(verdict) for record, verdict in zip(records, verdicts, strict=True)
+    ]
     speeds = [row["decode_tps"] for row in rows]
     for row, bound in zip(rows, storage_bound.bounds(records, speeds, verdicts), strict=True):
         row.update(bound)
     data = {name: [row[name] for row in rows] for name in COLUMNS}
     return pd.DataFrame({name: pd.Series(data[name], dtype=dtype) for name, dtype in COLUMNS.items()})
+
+
+def filled(frame: pd.DataFrame) -> pd.DataFrame:
+    """The frame with what a run that failed early did not come to say, where its campaign says only one."""
+    frame = frame.copy()
+    for name, keys in _FILLED.items():
+        for _, group in frame.groupby(keys, sort=True, dropna=False):
+            known = sorted(set(group[name]) - {""})
+            if len(known) == 1:
+                frame.loc[group.index, name] = known[0]
+    return frame
 
 
 def profile_label(spec: SynthSpec | None, name: str = "") -> str:
@@ -232,7 +253,9 @@ def _cpu_list(cpus: Sequence[int]) -> str:
     return ",".join(str(a) if a == b else f"{a}-{b}" for a, b in spans)
 
 
-def _row(record: RunRecord) -> dict[str, Any]:
+def own_row(record: RunRecord) -> dict[str, Any]:
+    """The columns that a record alone determines; what its campaign decides comes in :func:`to_frame`, and in
+    :mod:`stbench.records.record_index` for records that are read once."""
     settings, effective, check = record.settings, record.effective, record.check
     problem = _problem(record)
     usable = record.status == "ok" and not problem
@@ -287,6 +310,7 @@ def _row(record: RunRecord) -> dict[str, Any]:
         "populate": settings.populate,
         "weights_repacked": _REPACKED[effective.weights_repacked if effective else None],
         "purpose": record.purpose,
+        "provenance": record.provenance,
         "usable": usable,
         "problem": problem,
         "peak_rss_bytes": record.memory.peak_rss_bytes if record.memory else math.nan,
@@ -393,7 +417,8 @@ def _or_nan(value: float | None) -> float:
     return math.nan if value is None else value
 
 
-def _machine(verdict: Verdict) -> dict[str, Any]:
+def machine_columns(verdict: Verdict) -> dict[str, Any]:
+    """Whether the machine was itself, as columns."""
     return {
         "disturbed": verdict.disturbed,
         "off_level": verdict.off_level,

@@ -21,10 +21,10 @@ from stbench.sweeps.sweep import switches_label
 # One row of the 4B model's experts: 1536 weights of Q4_0. The 21B model's are 1440 bytes.
 ROW_BYTES = 864
 PAGE_BYTES = 4096
-# One expert matrix of the 4B model in Q4_0, the unit of memory-limited inference; a multiple of 4096.
-EXPERT_BYTES = 663_552
-# (bytes of one read, reads at a time)
-STORAGE_READS = ((PAGE_BYTES, 1), (PAGE_BYTES, 8), (EXPERT_BYTES, 1), (EXPERT_BYTES, 4))
+# One expert of the 4B model in Q4_0, what a memory-limited run brings with one read; a multiple of 4096.
+EXPERT_BYTES = 3 * 663_552
+# (bytes of one read, reads at a time; 0: as many as a run ever has under way)
+STORAGE_READS = ((PAGE_BYTES, 1), (PAGE_BYTES, 8), (EXPERT_BYTES, 1), (EXPERT_BYTES, 0))
 
 MIN_BUFFER_BYTES = 256 << 20
 MAX_BUFFER_BYTES = 2 << 30

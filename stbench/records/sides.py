@@ -40,7 +40,7 @@ def read_side(text: str) -> Side:
 
     Raises :class:`InputError` for what cannot be read and for a glob that fits nothing.
     """
-    path, glob = _split(text)
+    path, glob = split(text)
     reading = store.read_records(path)
     side = side_of(str(path), reading.latest())
     frame = side.frame
@@ -57,7 +57,7 @@ def read_side(text: str) -> Side:
     return Side(text, frame, tuple(reading.problems))
 
 
-def _split(text: str) -> tuple[Path, str]:
+def split(text: str) -> tuple[Path, str]:
     """Paths and labels may both have colons: the path is the shortest head that exists."""
     if not Path(text).exists():
         for i, character in enumerate(text):

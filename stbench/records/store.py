@@ -12,7 +12,6 @@ import json
 import os
 import re
 import threading
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -21,27 +20,26 @@ from typing import Any
 from stbench.agent import wire
 from stbench.agent.wire import RunRecord
 from stbench.errors import BusyError, InputError, StoreError
+from stbench.records.lines import UNFINISHED as UNFINISHED
+from stbench.records.lines import Problems, Repetitions, read_lines
+from stbench.records.lines import parse_record as parse_record
 
 RECORDS = "records.jsonl"
 CAMPAIGN = "campaign.json"
 
-# A record of this status says only that there is no result yet; all others are results, also bad ones.
-UNFINISHED = "cancelled"
-
 CAMPAIGN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
-
-# Schema version n -> what turns the JSON object of such a record into one of version n + 1.
-UPGRADES: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}
 
 
 @dataclass(frozen=True)
 class Reading:
     """What a file held. ``problems``: a sentence with file and line for everything that is not in
-    ``records``. ``torn_at``: where an unfinished last line begins, in bytes."""
+    ``records`` or that stands there twice. ``torn_at``: where an unfinished last line begins, in bytes.
+    ``left_out``: how many lines are no record."""
 
     records: list[RunRecord]
     problems: list[str]
     torn_at: int | None = None
+    left_out: int = 0
 
     def latest(self) -> list[RunRecord]:
         """The last record of every id, in the order of first appearance. A cancelled attempt does not replace
@@ -76,62 +74,33 @@ def records_path(path: Path) -> Path:
     return found
 
 
+def campaigns_in(path: Path) -> list[Path]:
+    """The campaigns that ``path`` means: itself, or those in a directory of campaigns, by name.
+
+    Raises :class:`InputError` where there is none."""
+    if path.is_dir() and not (path / RECORDS).is_file():
+        found = sorted(records.parent for records in path.glob(f"*/{RECORDS}"))
+        if found:
+            return found
+    records_path(path)
+    return [path]
+
+
 def read_records(path: Path) -> Reading:
     """Reads a campaign's directory or a records file without changing it. Raises :class:`InputError`."""
     path = records_path(path)
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise InputError(f"{path}: {error.strerror}") from error
     records: list[RunRecord] = []
-    problems: list[str] = []
+    problems, repetitions = Problems(path), Repetitions()
     torn_at = None
-    for number, start, line in _lines(data):
-        if not line.endswith(b"\n"):
-            torn_at = start
-            problems.append(
-                f"{path}:{number}: the last line is unfinished ({len(line)} bytes); its writer was killed"
-            )
-            continue
-        try:
-            records.append(parse_record(line.decode("utf-8")))
-        except (wire.WireError, UnicodeDecodeError) as error:
-            problems.append(f"{path}:{number}: {error}")
-    return Reading(records, problems, torn_at)
-
-
-def parse_record(line: str) -> RunRecord:
-    """One line, upgraded to the present schema. Raises :class:`wire.WireError`."""
-    try:
-        data = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise wire.WireError(f"not JSON: {error}") from None
-    if not isinstance(data, dict):
-        raise wire.WireError("not a JSON object")
-    schema = data.get("schema")
-    if type(schema) is not int:
-        raise wire.WireError("not a record: no schema version")
-    if schema > wire.SCHEMA_VERSION:
-        raise wire.WireError(
-            f"written by a newer stbench (schema {schema}, this one reads {wire.SCHEMA_VERSION})"
-        )
-    while schema < wire.SCHEMA_VERSION:
-        if schema not in UPGRADES:
-            raise wire.WireError(f"schema {schema} is not known")
-        data = UPGRADES[schema](data)
-        schema += 1
-        data["schema"] = schema
-    return wire.from_json(RunRecord, data)
-
-
-def _lines(data: bytes) -> Iterator[tuple[int, int, bytes]]:
-    """Number, offset and bytes of each line. Splits at newlines only, unlike bytes.splitlines."""
-    start = number = 0
-    while start < len(data):
-        end = data.find(b"\n", start) + 1 or len(data)
-        number += 1
-        yield number, start, data[start:end]
-        start = end
+    for line in read_lines(path):
+        problems.look_at(line)
+        if line.record is not None:
+            records.append(line.record)
+        if found := repetitions.look_at(line):
+            problems.add(found[0], line.number, found[1])
+        if line.torn:
+            torn_at = line.offset
+    return Reading(records, problems.sentences(), torn_at, problems.left_out)
 
 
 class Store:

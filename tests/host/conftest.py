@@ -64,7 +64,11 @@ class Sandbox:
 
 @pytest.fixture
 def sandbox(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Sandbox:
-    """An empty working directory with a devices.yaml, and an empty cache."""
+    """An empty working directory with a devices.yaml, and an empty cache. Sweeps in this process write their
+    tables and draw nothing: charts take two seconds, and other tests look at them."""
+    from stbench.tables import reporting
+
+    monkeypatch.setattr(reporting, "THEMES", ())
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     work = tmp_path / "work"
     work.mkdir()
@@ -75,7 +79,7 @@ def sandbox(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
 
 @pytest.fixture
 def fleet(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> Fleet:
-    """Pretended boards; reports are not written: charts take two seconds, and other tests look at them."""
+    """Pretended boards; reports are not written."""
     from stbench.tables import reporting
     from tests.host.fleet import Fleet
 

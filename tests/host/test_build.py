@@ -22,6 +22,7 @@ from stbench.builds import build, crossbuild, elf, runtime_sources
 from stbench.builds.build import BuildInfo, Builds, Library, library_for
 from stbench.builds.runtime_sources import Sources, sources_at
 from stbench.errors import BuildError, MissingExtra
+from tests.boards.fleet import ZIG_CACHE, aarch64_library
 from tests.conftest import require
 from tests.host.conftest import Sandbox
 from tests.test_emulated_cpus import emulate
@@ -35,12 +36,11 @@ def silent(_done: int, _total: int, _what: str) -> None:
 
 
 @pytest.fixture
-def zig(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """zig, with what it compiled of its own kept between runs."""
+def zig(monkeypatch: pytest.MonkeyPatch) -> None:
+    """zig, with what it compiled of its own kept between runs, for all cross builds of the tests."""
     require(importlib.util.find_spec("ziglang") is not None, "no ziglang: pip install ziglang")
     find_tool("ninja", "pip install ninja")
-    cache = request.config.cache.mkdir("zig")  # type: ignore[union-attr]
-    monkeypatch.setenv("ZIG_GLOBAL_CACHE_DIR", str(cache))
+    monkeypatch.setenv("ZIG_GLOBAL_CACHE_DIR", ZIG_CACHE)
 
 
 @pytest.fixture
@@ -208,17 +208,23 @@ def run(*command: str) -> None:
 
 
 @pytest.mark.slow
-def test_the_runtime_itself_for_every_aarch64_board(zig: None, tmp_path: Path) -> None:
-    """Built twice from two directories: the same bytes; small, stripped, for old systems, and it runs."""
-    files = {name: file.read_bytes() for name, file in runtime_sources.find_sources().files().items()}
-    here, elsewhere = tmp_path / "source", tmp_path / "another" / "copy"
-    for folder in (here, elsewhere):
-        for name, data in files.items():
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            (folder / name).write_bytes(data)
-    first = crossbuild.build(ARM, silent, sources=sources_at(here), cache=tmp_path / "a")
-    second = crossbuild.build(ARM, silent, sources=sources_at(elsewhere), cache=tmp_path / "b")
-    data = first.library.path.read_bytes()
+@pytest.mark.beside(seconds=140)
+def test_the_runtime_itself_for_every_aarch64_board(
+    zig: None, request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Built twice from two directories, this checkout (the library that the emulated boards get) and a copy:
+    the same bytes; small, stripped, for old systems, and it runs."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(aarch64_library(request)))
+    sources = runtime_sources.find_sources()
+    first = Builds().newest(ARM, sources.digest)
+    assert first is not None
+    copy = tmp_path / "another" / "copy"
+    for name, file in sources.files().items():
+        (copy / name).parent.mkdir(parents=True, exist_ok=True)
+        (copy / name).write_bytes(file.read_bytes())
+    second = crossbuild.build(ARM, silent, sources=sources_at(copy), cache=tmp_path / "b")
+    assert not second.already
+    data = first.path.read_bytes()
     assert second.library.path.read_bytes() == data
     needs = elf.needs(data)
     assert needs.stripped
@@ -227,11 +233,12 @@ def test_the_runtime_itself_for_every_aarch64_board(zig: None, tmp_path: Path) -
     assert set(needs.libraries) <= {"libc.so.6", "libm.so.6", "libpthread.so.0", "libdl.so.2"}
     assert len(data) < 2 << 20
     assert str(tmp_path).encode() not in data
+    assert str(sources.directory).encode() not in data
     probe = tmp_path / "probe.c"
     probe.write_text(PROBE)
     zig = [sys.executable, "-m", "ziglang", "cc", "-target", f"{ARM}.2.28"]
     run(*zig, str(probe), "-o", str(tmp_path / "probe"))
-    done = emulate("cortex-a53", str(tmp_path / "probe"), str(first.library.path), cwd=tmp_path)
+    done = emulate("cortex-a53", str(tmp_path / "probe"), str(first.path), cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     assert json.loads(done.stdout)["target"] == "Linux aarch64"
 

@@ -13,6 +13,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import pytest
+
 from stbench.agent.wire import RunRecord
 from stbench.records.disturbance import judge
 from stbench.records.store import read_records
@@ -135,6 +137,7 @@ def hogs() -> Iterator[None]:
             process.wait()
 
 
+@pytest.mark.quiet
 def test_a_cpu_hog_started_mid_sweep_is_marked_and_its_runs_repeated(
     sandbox: Sandbox, library_path: Path
 ) -> None:

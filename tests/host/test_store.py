@@ -14,7 +14,7 @@ import pytest
 from stbench.agent import wire
 from stbench.agent.wire import ModelRef, RunRecord, Settings, Workload
 from stbench.errors import BusyError, InputError, StoreError
-from stbench.records import store
+from stbench.records import lines, store
 from stbench.records.store import Store, read_records
 from tests.host.conftest import ROOT
 
@@ -90,8 +90,8 @@ def test_a_torn_last_line_is_moved_aside_and_said(tmp_path: Path, cut: int) -> N
     ],
 )
 def test_unreadable_lines_are_reported_and_the_rest_is_read(tmp_path: Path, line: bytes, said: str) -> None:
-    good = wire.dumps(RECORD).encode()
-    (tmp_path / "records.jsonl").write_bytes(good + b"\n" + line + b"\n" + good + b"\n")
+    good, other = wire.dumps(RECORD).encode(), wire.dumps(record("r1")).encode()
+    (tmp_path / "records.jsonl").write_bytes(good + b"\n" + line + b"\n" + other + b"\n")
     reading = read_records(tmp_path)
     assert len(reading.records) == 2
     (problem,) = reading.problems
@@ -104,7 +104,7 @@ def test_older_records_are_upgraded(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     del data["id"]
     (tmp_path / "records.jsonl").write_text(json.dumps(data) + "\n")
     assert "schema 0 is not known" in read_records(tmp_path).problems[0]
-    monkeypatch.setitem(store.UPGRADES, 0, lambda old: old | {"id": old["identifier"]})
+    monkeypatch.setitem(lines.UPGRADES, 0, lambda old: old | {"id": old["identifier"]})
     assert ids(tmp_path) == ["old"]
 
 

@@ -1,0 +1,321 @@
+"""One line of a records file -> a record, or a sentence that says why it is none.
+
+Whatever reads records reads them here: :func:`read_lines` streams a file of any size, a line at a time,
+:func:`parse_record` judges one line, :class:`Problems` says what was found without drowning the reader, and
+:class:`Repetitions` finds jobs that stand there twice. A line that is refused never hides the others.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from stbench.agent import wire
+from stbench.agent.wire import RunRecord
+from stbench.errors import InputError
+
+# A record of this status says only that there is no result yet; all others are results, also bad ones.
+UNFINISHED = "cancelled"
+
+# Schema version n -> what turns the JSON object of such a record into one of version n + 1.
+UPGRADES: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}
+
+# Ours have 3 to 40 KB; one of a long timeline and a reference some MB. A file without line ends stops here.
+MAX_LINE_BYTES = 64 << 20
+
+# Of one kind of problem so many lines are named, and the rest is counted.
+NAMED = 5
+
+# What ``versions.runtime`` may hold within each other; it is the one part whose shape is not described.
+_DEEPEST = 32
+
+_INT64 = 2**63
+_LONG_NUMBER = re.compile(rb"[0-9]{19}")
+_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
+_BOM = b"\xef\xbb\xbf"
+
+
+class LineError(wire.WireError):
+    """Why a line is no record. ``kind`` is the same for lines with the same fault."""
+
+    def __init__(self, kind: str, sentence: str) -> None:
+        super().__init__(sentence)
+        self.kind = kind
+
+
+@dataclass(frozen=True)
+class Line:
+    """A line of a file: its number from 1, its first byte and its length with line end. ``record`` None:
+    ``problem`` says why, and ``kind`` names the fault; with a record, ``problem`` is a remark or "".
+    ``torn``: the file ends within it. ``digest`` is of its bytes."""
+
+    number: int
+    offset: int
+    size: int
+    record: RunRecord | None
+    problem: str = ""
+    kind: str = ""
+    torn: bool = False
+    digest: bytes = b""
+
+
+def read_lines(path: Path, *, offset: int = 0, number: int = 0) -> Iterator[Line]:
+    """The lines of a file, one at a time in memory. ``offset`` is where to begin, behind ``number`` lines.
+
+    Raises :class:`InputError` when the file cannot be read."""
+    try:
+        with path.open("rb") as file:
+            file.seek(offset)
+            while data := file.readline(MAX_LINE_BYTES):
+                number += 1
+                size = len(data)
+                if size == MAX_LINE_BYTES and not data.endswith(b"\n"):
+                    size += _skip(file)
+                    yield _refused(number, offset, size, "too long", f"the line has {size} bytes")
+                else:
+                    yield _line(number, offset, data)
+                offset += size
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror or error}") from error
+
+
+def _skip(file: Any) -> int:
+    """Leaves a line that is too long behind; its further bytes."""
+    skipped = 0
+    while data := file.readline(MAX_LINE_BYTES):
+        skipped += len(data)
+        if data.endswith(b"\n"):
+            break
+    return skipped
+
+
+def _line(number: int, offset: int, data: bytes) -> Line:
+    size = len(data)
+    if not data.endswith(b"\n"):
+        sentence = f"the last line is unfinished ({size} bytes); its writer was killed"
+        return dataclasses.replace(_refused(number, offset, size, "torn", sentence), torn=True)
+    remark = kind = ""
+    if number == 1 and data.startswith(_BOM):
+        data = data[len(_BOM) :]
+        remark, kind = "begins with a byte order mark, as editors write it; read all the same", "mark"
+    elif data.endswith(b"\r\n"):
+        remark, kind = "ends in CR LF, as editors of other systems write it; read all the same", "CR LF"
+    try:
+        digest = hashlib.blake2b(data.strip(), digest_size=16).digest()
+        return Line(number, offset, size, parse_record(data), remark, kind, digest=digest)
+    except LineError as error:
+        return _refused(number, offset, size, error.kind, str(error))
+
+
+def _refused(number: int, offset: int, size: int, kind: str, sentence: str) -> Line:
+    return Line(number, offset, size, None, sentence, kind)
+
+
+# ---- one line ----------------------------------------------------------------------------------------
+
+
+def parse_record(line: str | bytes) -> RunRecord:
+    """One line, upgraded to the present schema and checked: what comes out can be tabulated, stored and
+    printed. Raises :class:`LineError`, a :class:`stbench.agent.wire.WireError`."""
+    if isinstance(line, str):
+        line = line.encode("utf-8", "surrogatepass")
+    data = _upgraded(_object(line))
+    try:
+        record = wire.from_json(RunRecord, data)
+    except wire.WireError as error:
+        raise LineError("shape", str(error)) from None
+    if record.status not in wire.STATUSES:
+        raise LineError("status", f"status {record.status!r} is none of {', '.join(wire.STATUSES)}")
+    problem = _impossible(record)
+    if problem:
+        raise LineError("impossible", problem)
+    return record
+
+
+def _object(line: bytes) -> dict[str, Any]:
+    zeros = line.count(0)
+    if zeros:
+        raise LineError("NUL", f"{zeros} of its {len(line)} bytes are NUL, as a power cut leaves them")
+    if not line.strip():
+        raise LineError("empty", "an empty line")
+    try:
+        text = line.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise LineError("UTF-8", f"not UTF-8 ({error.reason} at byte {error.start}): {error}") from None
+    try:
+        data = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise LineError("JSON", f"not JSON: {error}") from None
+    if not isinstance(data, dict):
+        raise LineError("JSON", "not a JSON object")
+    try:
+        if _LONG_NUMBER.search(line):
+            _check_numbers(data, "")
+        if _SURROGATE.search(line):
+            json.dumps(data, ensure_ascii=False).encode("utf-8")
+    except UnicodeEncodeError:
+        raise LineError("UTF-8", "a text in it has half a character (a lone surrogate)") from None
+    except RecursionError:
+        raise LineError("JSON", "nested too deeply") from None
+    return data
+
+
+def _check_numbers(data: Any, path: str) -> None:
+    """Tables hold whole numbers of 64 bits."""
+    if isinstance(data, dict):
+        for key, value in data.items():
+            _check_numbers(value, f"{path}.{key}" if path else str(key))
+    elif isinstance(data, list):
+        for i, value in enumerate(data):
+            _check_numbers(value, f"{path}[{i}]")
+    elif isinstance(data, int) and not -_INT64 <= data < _INT64:
+        raise LineError("too large", f"{path}: a number of {data.bit_length()} bits; 64 are the most")
+
+
+def _upgraded(data: dict[str, Any]) -> dict[str, Any]:
+    schema = data.get("schema")
+    if type(schema) is not int:
+        raise LineError("schema", "not a record: no schema version")
+    if schema > wire.SCHEMA_VERSION:
+        raise LineError(
+            "newer",
+            f"written by a newer stbench (schema {schema}, this one reads {wire.SCHEMA_VERSION}); "
+            "read it with that version",
+        )
+    while schema < wire.SCHEMA_VERSION:
+        if schema not in UPGRADES:
+            raise LineError("schema", f"schema {schema} is not known")
+        data = UPGRADES[schema](data)
+        schema += 1
+        data["schema"] = schema
+    return data
+
+
+def _impossible(record: RunRecord) -> str:
+    """What no run can have: times and counts below nothing, and parts without end."""
+    workload = record.workload
+    counts = {
+        "replicate": record.replicate,
+        "attempt": record.attempt,
+        "wall_s": record.wall_s,
+        "workload.n_prompt": workload.n_prompt,
+        "workload.n_gen": workload.n_gen,
+        "workload.n_depth": workload.n_depth,
+    }
+    for name, value in counts.items():
+        if value < 0:
+            return f"{name} is {value:g}, which is below nothing"
+    if record.samples is not None:
+        if record.samples.ttft_ns < 0:
+            return f"samples.ttft_ns is {record.samples.ttft_ns} ns, a negative time"
+        for name in ("prefill_ns", "prefill_tokens", "decode_ns", "decode_tokens"):
+            values = getattr(record.samples, name)
+            if values and min(values) < 0:
+                at = next(i for i, value in enumerate(values) if value < 0)
+                what = "a negative time" if name.endswith("_ns") else "a negative count"
+                return f"samples.{name}[{at}] is {values[at]}, {what}"
+    return _unstorable(record.versions.runtime, "versions.runtime", _DEEPEST) if record.versions else ""
+
+
+def _unstorable(data: Any, path: str, left: int) -> str:
+    """What could not be written as a line again; "" where all could."""
+    if isinstance(data, (dict, list)):
+        if not left:
+            return f"{'.'.join(path.split('.')[:3])} is nested more than {_DEEPEST} deep"
+        items = data.items() if isinstance(data, dict) else enumerate(data)
+        return next(filter(None, (_unstorable(value, f"{path}.{key}", left - 1) for key, value in items)), "")
+    if isinstance(data, float) and not math.isfinite(data):
+        return f"{path} is {data}, which is no number"
+    return ""
+
+
+# ---- many lines --------------------------------------------------------------------------------------
+
+
+class Problems:
+    """Sentences about a file's lines: the first few of each kind, and how many more there are."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._named: dict[str, list[str]] = {}
+        self._counts: dict[str, int] = {}
+        self._lines = self._left_out = 0
+
+    def look_at(self, line: Line) -> None:
+        """Counts a line, and keeps its problem if it has one."""
+        self._lines += 1
+        self._left_out += line.record is None
+        if line.problem:
+            self.add(line.kind, line.number, line.problem)
+
+    def add(self, kind: str, number: int, sentence: str) -> None:
+        """Keeps a sentence about the line with that number."""
+        self._counts[kind] = self._counts.get(kind, 0) + 1
+        named = self._named.setdefault(kind, [])
+        if len(named) < NAMED:
+            named.append(f"{self._path}:{number}: {sentence}")
+
+    @property
+    def left_out(self) -> int:
+        """How many lines are no record."""
+        return self._left_out
+
+    def sentences(self) -> list[str]:
+        """What to show, each once. A sum of what was left out follows where that is more than one line."""
+        said = []
+        for kind, named in self._named.items():
+            said += named
+            more = self._counts[kind] - len(named)
+            if more:
+                said.append(f"{self._path}: and {more} more of that kind ({kind})")
+        if self._left_out > 1:
+            said.append(f"{self._path}: {self._left_out} of {self._lines} lines are left out")
+        return said
+
+
+class Repetitions:
+    """Jobs that a file has twice. A run that is repeated on purpose has another ``attempt``, one that was
+    cancelled or failed may be run again, and a search for threads that was cut off begins anew when the sweep
+    is resumed; what is left was copied, merged or edited."""
+
+    def __init__(self) -> None:
+        self._seen: dict[tuple[str, int], tuple[int, bytes, str]] = {}
+
+    def look_at(self, line: Line) -> tuple[str, str] | None:
+        """(kind, sentence) where an earlier line is of the same job and attempt and both have a result."""
+        record = line.record
+        if record is None or record.status != "ok" or record.purpose == "search":
+            return None
+        key, result = (record.id, record.attempt), _result(record)
+        first = self._seen.get(key)
+        self._seen[key] = (line.number, line.digest, result)
+        if first is None:
+            return None
+        number, digest, other = first
+        if digest == line.digest:
+            return "repeated", f"the same record as line {number}; it counts once"
+        job = f"job {record.id} ({record.label}), replicate {record.replicate}, attempt {record.attempt}"
+        if other == result:
+            return (
+                "repeated",
+                f"{job}, is in line {number}, too, with the same result; the later counts",
+            )
+        return "contradictory", (
+            f"contradicts line {number}: {job}, has {result} here and {other} there; this later line counts, "
+            "because records are only ever appended"
+        )
+
+
+def _result(record: RunRecord) -> str:
+    samples = record.samples
+    if samples is None:
+        return "no samples"
+    total = sum(samples.decode_ns) or sum(samples.prefill_ns)
+    return f"{total} ns of {'decoding' if sum(samples.decode_ns) else 'prefill'}"
