@@ -4,22 +4,29 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from stbench.commands import add_command
+from stbench.commands._ratio_to import add_ratio_to, published_pairs
 
 if TYPE_CHECKING:
+    from stbench.agent.wire import RunRecord
     from stbench.commands import Subparsers
+    from stbench.tables.pages import Maker, Page
+    from stbench.tables.table import Table
 
-FORMATS = ("rich", "md", "csv", "json")
+FORMATS = ("rich", "md", "csv", "json", "latex", "html")
 
 _EXAMPLE = """
 stbench grid results/2026-01-31-quick
 stbench grid results/* --format md > table.md
+stbench grid results/desk results/desk-limited --table 4b --format latex
 stbench grid results/desk --ratio-to pi=raspberry-pi-5
 stbench grid results/desk --out reports/desk
-stbench grid results/desk --engine fastest
+stbench grid results/desk --update README.md
+stbench grid --check README.md
 """
 
 
@@ -33,13 +40,20 @@ def register(subparsers: Subparsers) -> None:
         example=_EXAMPLE,
     )
     parser.add_argument(
-        "results", nargs="+", type=Path, metavar="RESULTS", help="a campaign's directory or a records.jsonl"
+        "results", nargs="*", type=Path, metavar="RESULTS", help="a campaign's directory or a records.jsonl"
     )
     parser.add_argument(
         "--format",
         choices=FORMATS,
         default="rich",
-        help="rich: for a terminal (default); csv has a line per cell",
+        help="rich: for a terminal (default); csv has a line per cell; html is a fragment without styles",
+    )
+    parser.add_argument(
+        "--table",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="only this table: 4b, 21b, limited or other (all); repeatable",
     )
     parser.add_argument(
         "--engine",
@@ -48,35 +62,50 @@ def register(subparsers: Subparsers) -> None:
         help="only this engine; fastest: of each row the fastest, named in its cell (all: a column each)",
     )
     parser.add_argument("--out", type=Path, metavar="DIR", help="also write the tables and the chart to DIR")
+    add_ratio_to(parser, "for a ratio column (raspberry-pi-5, rk3588, ...)")
     parser.add_argument(
-        "--ratio-to",
-        action="append",
-        default=[],
-        metavar="DEVICE=PUBLISHED",
-        help="say which published device a measured one is, for a ratio column (raspberry-pi-5, rk3588, ...)",
+        "--index",
+        action=argparse.BooleanOptionalAction,
+        default=None,
+        help="read by an index in the cache directory, made at the first time (RESULTS of more than 64 MiB)",
+    )
+    pages = parser.add_mutually_exclusive_group()
+    pages.add_argument(
+        "--update",
+        type=Path,
+        metavar="FILE.md",
+        help="rewrite the tables between its markers <!-- grid: begin --> and <!-- grid: end -->, from "
+        "RESULTS or from what the markers name",
+    )
+    pages.add_argument(
+        "--check", type=Path, metavar="FILE.md", help="exit 1 and show a diff where --update would change it"
     )
 
 
 def run(args: argparse.Namespace) -> int:
-    """Reads the records and prints their tables."""
+    """Reads the records and prints their tables, or puts them into a page."""
+    from stbench.errors import UsageError
+
+    if args.update is not None or args.check is not None:
+        return _page(args)
+    if not args.results:
+        raise UsageError("expected RESULTS: a campaign's directory", hint="stbench grid results/NAME")
+    return _print(args)
+
+
+def _print(args: argparse.Namespace) -> int:
     from stbench.console import stderr_console, stdout_console
-    from stbench.records import store
-    from stbench.tables import engine_view, grid, render, reporting
+    from stbench.tables import engine_view, grid, html, latex, render, reporting
 
     log = stderr_console(quiet=args.quiet)
-    ratio_to = _ratio_to(args.ratio_to)
-    records = []
-    for path in args.results:
-        reading = store.read_records(path)
-        records += reading.latest()
-        for problem in reading.problems:
-            log.print(problem, markup=False)
-    records = engine_view.of_engine(records, args.engine)
-    tables = grid.build_tables(records, ratio_to)
-    if args.engine == engine_view.FASTEST:
-        tables = engine_view.fastest(tables)
+    if _by_index(args):
+        every = _indexed(args)
+    else:
+        records = engine_view.of_engine(_read(args.results, quiet=args.quiet), args.engine)
+        every = grid.build_tables(records, published_pairs(args.ratio_to))
+    tables = _chosen(every, args.engine, args.table)
     if args.out is not None:
-        for path in reporting.write_reports(records, args.out, ratio_to):
+        for path in reporting.write_tables(every, args.out):
             log.print(f"wrote {path}", markup=False)
     chosen = "json" if args.json else args.format
     if chosen == "rich":
@@ -84,23 +113,120 @@ def run(args: argparse.Namespace) -> int:
         for table in tables:
             render.print_rich(table, console)
     else:
-        writers = {"md": render.markdown, "csv": render.csv_text, "json": render.json_text}
+        writers = {
+            "md": render.markdown,
+            "csv": render.csv_text,
+            "json": render.json_text,
+            "latex": latex.latex,
+            "html": html.grid_html,
+        }
         sys.stdout.write(writers[chosen](tables))
     return 0
 
 
-def _ratio_to(items: list[str]) -> dict[str, str]:
-    from stbench.errors import UsageError
-    from stbench.tables.published import published_tables
+def _page(args: argparse.Namespace) -> int:
+    from stbench.console import stderr_console
+    from stbench.errors import EXIT_OK, EXIT_REGRESSION, UsageError
+    from stbench.tables import pages
+    from stbench.tables.reporting import write_atomically
 
-    known = sorted({device.key for table in published_tables() for device in table.devices})
-    pairs = {}
-    for item in items:
-        device, equals, published = item.partition("=")
-        if not device or not equals or published not in known:
+    option = "--update" if args.update is not None else "--check"
+    for name, given in (
+        ("--format", args.format != "rich"),
+        ("--out", args.out is not None),
+        ("--json", args.json),
+        ("--table", args.table),
+        ("--engine", args.engine != "all"),
+        ("--ratio-to", args.ratio_to),
+    ):
+        if given:
             raise UsageError(
-                f"--ratio-to {item}: expected DEVICE=PUBLISHED with a published device: {', '.join(known)}",
-                hint="--ratio-to pi=raspberry-pi-5",
+                f"{name} does not go with {option}: a block's marker says what it shows",
+                hint="<!-- grid: begin results/NAME table=4b engine=sbr ratio-to=pi:raspberry-pi-5 -->",
             )
-        pairs[device] = published
-    return pairs
+    page = pages.read_page(args.update or args.check)
+    if args.results:
+        page = pages.with_results(page, args.results)
+    made = pages.updated(page, _maker(page, quiet=args.quiet))
+    difference = pages.difference(page, made)
+    log = stderr_console(quiet=args.quiet)
+    if not difference:
+        log.print(f"{page.path} is up to date", markup=False, soft_wrap=True)
+        return EXIT_OK
+    if args.update is not None:
+        write_atomically(page.path.resolve(), made.encode())
+        log.print(f"wrote {page.path}", markup=False, soft_wrap=True)
+        return EXIT_OK
+    print("\n".join(difference))
+    log.print(
+        f"{page.path} is stale; bring it up to date: stbench grid --update {page.path}",
+        markup=False,
+        soft_wrap=True,
+    )
+    return EXIT_REGRESSION
+
+
+def _maker(page: Page, *, quiet: bool) -> Maker:
+    """Makes blocks of a page, and says what of; results that several blocks share are read once."""
+    from stbench.records import store
+    from stbench.tables import engine_view, pages, render
+    from stbench.tables.pages import Source
+
+    read: dict[tuple[str, ...], list[RunRecord]] = {}
+
+    def make(source: Source) -> tuple[str, str]:
+        base = page.path.resolve().parent
+        paths = [base / name for name in source.results]
+        if source.results not in read:
+            read[source.results] = _read(paths, quiet=quiet)
+        (engine,) = source.get("engine")[-1:] or ["all"]
+        records = engine_view.of_engine(read[source.results], engine)
+        ratio_to = [text.replace(":", "=", 1) for text in source.get("ratio-to")]
+        text = render.markdown(_tables(records, engine, source.get("table"), ratio_to))
+        return text, pages.digest([store.records_path(path).read_bytes() for path in paths])
+
+    return make
+
+
+def _read(paths: Sequence[Path], *, quiet: bool) -> list[RunRecord]:
+    from stbench.console import stderr_console
+    from stbench.records import store
+
+    records = []
+    for path in paths:
+        reading = store.read_records(path)
+        records += reading.latest()
+        for problem in reading.problems:
+            stderr_console(quiet=quiet).print(problem, markup=False)
+    return records
+
+
+def _tables(
+    records: Sequence[RunRecord], engine: str, names: Sequence[str], ratio_to: Sequence[str]
+) -> list[Table]:
+    from stbench.tables import grid
+
+    return _chosen(grid.build_tables(records, published_pairs(ratio_to)), engine, names)
+
+
+def _chosen(tables: list[Table], engine: str, names: Sequence[str]) -> list[Table]:
+    from stbench.tables import engine_view, grid
+
+    if engine == engine_view.FASTEST:
+        tables = engine_view.fastest(tables)
+    return grid.named(tables, names)
+
+
+def _by_index(args: argparse.Namespace) -> bool:
+    from stbench.records.record_index import LARGE_BYTES, size_of
+
+    return bool(args.index) if args.index is not None else size_of(args.results) > LARGE_BYTES
+
+
+def _indexed(args: argparse.Namespace) -> list[Table]:
+    from stbench.commands._indexed import gather
+    from stbench.tables import engine_view, grid
+
+    found = gather(args.results, quiet=args.quiet)
+    frame = engine_view.rows_of_engine(found.frame, args.engine)
+    return grid.tables_of(frame, found.facts, found.claims, published_pairs(args.ratio_to))

@@ -14,6 +14,7 @@ from stbench.tables.table import (
     FEW,
     NO_SENSORS,
     NO_SHARE,
+    NOISY,
     NOT_ENFORCED,
     PARTIAL,
     SOME_DISTURBED,
@@ -30,6 +31,10 @@ from stbench.tables.table import (
 )
 
 WRONG_OUTPUT = "wrong-output"
+
+# A median whose interval, or range, reaches further than this share of it says little: five times what
+# `stbench compare` calls a change (2 %).
+TOO_NOISY = 0.10
 
 # What a cell with wrong output says nothing of.
 _SPEEDS = (
@@ -79,6 +84,8 @@ def speed_cell(replicates: pd.DataFrame, metric: str) -> Cell:
     elif shown["disturbed"].any():
         marks.append(DISTURBED)
     estimate = median_estimate(float(value) for value in shown[metric])
+    if max(estimate.high - estimate.median, estimate.median - estimate.low) > TOO_NOISY * estimate.median:
+        marks.append(NOISY)
     marks += _run_marks(usable)
     text = number(estimate.median)
     if estimate.kind == "interval":

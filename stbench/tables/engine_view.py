@@ -6,8 +6,10 @@ each row from one of them as a whole, its ratios and its memory with its speed.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
+
+import pandas as pd
 
 from stbench import yamlfile
 from stbench.agent.wire import RunRecord
@@ -25,13 +27,24 @@ def of_engine(records: Sequence[RunRecord], engine: str) -> list[RunRecord]:
     engine without records."""
     if engine in (ALL, FASTEST):
         return list(records)
-    known = sorted({record.engine for record in records})
-    if engine not in known:
+    _known(engine, {record.engine for record in records})
+    return [record for record in records if record.engine == engine]
+
+
+def rows_of_engine(frame: pd.DataFrame, engine: str) -> pd.DataFrame:
+    """:func:`of_engine` of the frame's rows."""
+    if engine in (ALL, FASTEST):
+        return frame
+    _known(engine, set(frame["engine"]))
+    return frame[frame["engine"] == engine].reset_index(drop=True)
+
+
+def _known(engine: str, engines: Collection[str]) -> None:
+    if engine not in engines:
         raise UsageError(
-            f"--engine: {yamlfile.unknown_name('engine', engine, known)}",
+            f"--engine: {yamlfile.unknown_name('engine', engine, sorted(engines))}",
             hint="all gives each engine a column, fastest takes of each row the fastest",
         )
-    return [record for record in records if record.engine == engine]
 
 
 def fastest(tables: Sequence[Table]) -> list[Table]:

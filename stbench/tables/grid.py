@@ -5,7 +5,8 @@ engines, thread counts, instruction sets, builds or boards. Where records of sev
 and the notes say which and why:
 
 - a column is one device and one engine; its workload and settings are those that fill most rows (then: most
-  replicates, then the newest);
+  replicates, then the newest); rows that these leave open come from other campaigns of the same board
+  (:mod:`stbench.tables.merging`) and are marked;
 - the thread count of a cell follows the rule of the published tables: 4 on i9-14900 and Snapdragon 8 Elite,
   elsewhere the fastest of those measured.
 """
@@ -13,7 +14,7 @@ and the notes say which and why:
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
@@ -21,12 +22,15 @@ import pandas as pd
 from stbench.agent.wire import RunRecord
 from stbench.campaigns.campaign import UNFINISHED
 from stbench.devices.engine_names import needs_llama_cpp
-from stbench.records.frame import to_frame, unique_records
+from stbench.errors import UsageError
+from stbench.records.frame import filled, to_frame, unique_records
 from stbench.records.limited_columns import LIMITED
 from stbench.sweeps.sweep import ENGINE, switches_label
-from stbench.tables import cells, limited_grid, notes, published
+from stbench.tables import cells, limited_grid, merging, notes, published
+from stbench.tables.merging import CONDITION
 from stbench.tables.published import PublishedRow, PublishedTable
 from stbench.tables.table import (
+    ELSEWISE,
     NO_ENGINE,
     NO_LIMIT,
     TIMES,
@@ -35,39 +39,16 @@ from stbench.tables.table import (
     Row,
     Table,
     clean,
+    join_marks,
     number,
 )
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-# What all cells of a column share, beside device and engine.
-CONDITION = (
-    "fingerprint",
-    "library",
-    "workload",
-    "seed",
-    "sparse_ffn_auto",
-    "isa_requested",
-    "n_ctx",
-    "n_batch",
-    "kv_type",
-    "kv_touch",
-    "load_requested",
-    "populate",
-    "requantise_down",
-    "lm_head_threshold",
-)
 # What may differ between the cells of a column.
 CELL = ("campaign", "digest", "threads_requested", "cpus")
 CASE = ("device", "engine", "model", "sparse_ffn", "sparse_lm_head", *CONDITION, *CELL, *LIMITED)
-
-# Records of a run that failed early lack these; within one campaign they are those of its neighbours.
-_FILLED = {
-    "digest": ["campaign", "device", "engine", "model"],
-    "library": ["campaign", "device", "engine"],
-    "fingerprint": ["campaign", "device"],
-}
 
 # The 21B table is printed when one of these was measured; Gemma 3n E2B is in both tables.
 _ONLY_21B = ("smallthinker-21b", "qwen3-30b-a3b", "gemma3n-e4b")
@@ -102,16 +83,27 @@ def build_tables(records: Iterable[RunRecord], ratio_to: Mapping[str, str] | Non
     ratio column. Devices called like a published one need no entry; comparing others is not meaningful.
     Raises KeyError for an unknown published device.
     """
-    ratio_to = dict(ratio_to or {})
-    for reference in ratio_to.values():
-        published.published_device(reference)
     kept = [
         record
         for record in unique_records(records)
         if record.purpose == "measure" and record.status != UNFINISHED
     ]
-    frame = _filled(to_frame(kept))
-    facts = notes.device_facts(kept)
+    kept, claims = merging.one_per_run(kept)
+    return tables_of(to_frame(kept), notes.device_facts(kept), claims, ratio_to)
+
+
+def tables_of(
+    frame: pd.DataFrame,
+    facts: notes.Facts,
+    claims: Sequence[str],
+    ratio_to: Mapping[str, str] | None = None,
+) -> list[Table]:
+    """:func:`build_tables` of rows that were read otherwise (:mod:`stbench.records.record_index`): finished
+    measurements, ordered by start and id. ``claims``: sentences on records that claim to be one run."""
+    ratio_to = dict(ratio_to or {})
+    for reference in ratio_to.values():
+        published.published_device(reference)
+    frame = filled(frame)
     keys = ["4B"] + (["21B"] if frame["catalogue_model"].isin(_ONLY_21B).any() else [])
     tables: list[Table] = []
     shown: set[int] = set()
@@ -127,7 +119,20 @@ def build_tables(records: Iterable[RunRecord], ratio_to: Mapping[str, str] | Non
     rest = frame[~limited & ~frame.index.isin(sorted(shown))]
     if len(rest):
         tables.append(_other_cases(rest, facts, described))
+    if claims:
+        tables[0] = replace(tables[0], notes=(*claims, *tables[0].notes))
     return tables
+
+
+def named(tables: Sequence[Table], names: Sequence[str]) -> list[Table]:
+    """Those of the tables that are named (case does not matter), all without names, in their own order.
+    Raises :class:`UsageError` for a table that is not there."""
+    by_name = {table.key.lower(): table for table in tables}
+    for name in names:
+        if name.lower() not in by_name:
+            raise UsageError(f"--table {name}: these results have the tables {', '.join(by_name)}")
+    wanted = {name.lower() for name in names} or set(by_name)
+    return [table for name, table in by_name.items() if name in wanted]
 
 
 def render_grid(
@@ -138,16 +143,6 @@ def render_grid(
 
     for table in build_tables(records, ratio_to):
         render.print_rich(table, console)
-
-
-def _filled(frame: pd.DataFrame) -> pd.DataFrame:
-    frame = frame.copy()
-    for name, keys in _FILLED.items():
-        for _, group in frame.groupby(keys, sort=True, dropna=False):
-            known = sorted(set(group[name]) - {""})
-            if len(known) == 1:
-                frame.loc[group.index, name] = known[0]
-    return frame
 
 
 def _row_specs(table: PublishedTable, measured: set[tuple[str, bool, bool]]) -> list[_RowSpec]:
@@ -191,32 +186,50 @@ def _published_shape(
     ]
     selected: list[Mapping[str, Any]] = []
     picked: list[pd.DataFrame] = []
-    for (device, engine), group in own.groupby(["device", "engine"], sort=True):
+    # Our engine first: its column is what the rows are named after.
+    groups = own.assign(program=own["engine"] != ENGINE).groupby(["device", "program", "engine"], sort=True)
+    for (device, _, engine), group in groups:
         name = clean(str(device), 40)
         if engine != ENGINE or own.loc[own["device"] == device, "engine"].nunique() > 1:
             name += f" ({clean(str(engine), 20)})"
-        chosen, condition = _select_condition(group)
+        chosen, condition = merging.select_condition(group)
         key = f"measured:{device}:{engine}"
-        filled = {}
+        filled: dict[str, merging.Taken] = {}
+        rule = published.published_threads(str(device))
         for spec in specs:
-            cells_by_row[spec.key][key], rows = _measured_cell(spec, chosen, str(device), str(engine))
-            if len(rows):
-                filled[spec.key] = rows
-        picked += filled.values()
+            found = merging.take(_candidates(spec, group), condition, rule, limited=spec.limited)
+            cells_by_row[spec.key][key] = _measured_cell(spec, found, str(engine))
+            if len(found.rows):
+                filled[spec.key] = found
+        rows = [found.rows for found in filled.values()]
+        picked += rows
         reference = ratio_to.get(str(device), str(device))
-        _derive(specs, cells_by_row, key, reference)
+        _derive(specs, cells_by_row, key, reference, filled)
         against = "published" if reference == device else f"published {headers.get(reference)}"
-        probed = any(rows["read_gb_per_s"].notna().any() for rows in filled.values())
+        probed = any(frame["read_gb_per_s"].notna().any() for frame in rows)
         columns += _columns(key, name, str(device), against if reference in headers else "", probed)
-        selected.append(
-            notes.selection(name, str(device), str(engine), condition, filled, len(group) - len(chosen))
-        )
+        elsewise = sum(len(found.rows) for found in filled.values() if found.elsewise)
+        left = len(group) - len(chosen) - elsewise
+        selected.append(notes.selection(name, str(device), str(engine), condition, filled, left))
     shown = pd.concat(picked) if picked else own.iloc[:0]
     profiles = tuple(notes.synthetic_sentences(shown))
-    sentences = [published.THREAD_NOTE, *notes.sentences(selected, facts, shown, profiles)]
+    labels = {spec.key: _full_label(spec, specs) for spec in specs}
+    first = [published.THREAD_NOTE, *notes.device_sentences(selected, facts)]
+    first += [line for chosen in selected for line in notes.selection_sentences(chosen, labels)]
+    proofs = notes.proofs(selected, labels, shown, profiles)
+    first += notes.failure_sentences(shown)
     rows_out = tuple(Row(s.key, s.label, cells_by_row[s.key], s.parent) for s in specs)
     title = f"{table.title}: decode, tokens/s"
-    made = Table(table.key, title, tuple(columns), rows_out, tuple(sentences), tuple(selected), profiles)
+    made = Table(
+        table.key,
+        title,
+        tuple(columns),
+        rows_out,
+        (*first, *proofs),
+        tuple(selected),
+        profiles,
+        tuple(proofs),
+    )
     return made, set(shown.index)
 
 
@@ -244,46 +257,27 @@ def _published_cells(spec: _RowSpec) -> dict[str, Cell]:
     return row
 
 
-def _select_condition(group: pd.DataFrame) -> tuple[pd.DataFrame, dict[str, Any]]:
-    """The records of the condition that fills most rows, then has most replicates, then is the newest."""
-    best: tuple[Any, ...] | None = None
-    chosen = group
-    for key, rows in group.groupby(list(CONDITION), sort=True, dropna=False):
-        usable = rows[rows["usable"]]
-        filled = usable.groupby(
-            ["catalogue_model", "sparse_ffn", "sparse_lm_head", limited_grid.is_limited(usable)]
-        ).ngroups
-        rank = (filled, len(usable), str(rows["started_at"].max()), tuple(map(str, key)))
-        if best is None or rank > best:
-            best, chosen = rank, rows
-    return chosen, {name: _plain(chosen.iloc[0][name]) for name in CONDITION}
-
-
-def _plain(value: Any) -> Any:
-    return value.item() if hasattr(value, "item") else value
-
-
-def _measured_cell(
-    spec: _RowSpec, chosen: pd.DataFrame, device: str, engine: str
-) -> tuple[Cell, pd.DataFrame]:
-    empty = chosen.iloc[:0]
+def _candidates(spec: _RowSpec, group: pd.DataFrame) -> pd.DataFrame:
+    """The records of a column, of any condition, that a row could show."""
     mask = (
-        (chosen["catalogue_model"] == spec.model)
-        & (chosen["sparse_ffn"] == spec.sparse_ffn)
-        & (chosen["sparse_lm_head"] == spec.sparse_lm_head)
-        & (limited_grid.is_limited(chosen) == spec.limited)
+        (group["catalogue_model"] == spec.model)
+        & (group["sparse_ffn"] == spec.sparse_ffn)
+        & (group["sparse_lm_head"] == spec.sparse_lm_head)
+        & (limited_grid.is_limited(group) == spec.limited)
     )
     if spec.limited and spec.published is not None:
-        mask &= chosen["memory_limit_bytes"] == limited_grid.published_limit(spec.published.memory)
-    rows = chosen[mask]
-    if not len(rows):
+        mask &= group["memory_limit_bytes"] == limited_grid.published_limit(spec.published.memory)
+    return group[mask]
+
+
+def _measured_cell(spec: _RowSpec, taken: merging.Taken, engine: str) -> Cell:
+    if not len(taken.rows):
         cell = _unmeasured(spec.model, engine)
-        return Cell(cell.text, (*cell.marks, NO_LIMIT)) if spec.limited else cell, empty
-    if spec.limited:
-        rows = limited_grid.best_setting(rows)
-    rows = _one_campaign(rows)
-    rows = _one_thread_setting(rows, published.published_threads(device))
-    return cells.speed_cell(rows, "decode_tps"), rows
+        return Cell(cell.text, (*cell.marks, NO_LIMIT)) if spec.limited else cell
+    cell = cells.speed_cell(taken.rows, "decode_tps")
+    if not taken.elsewise:
+        return cell
+    return replace(cell, marks=join_marks([*cell.marks, ELSEWISE]))
 
 
 def _unmeasured(model: str, engine: str) -> Cell:
@@ -291,30 +285,21 @@ def _unmeasured(model: str, engine: str) -> Cell:
     return Cell("—", (NO_ENGINE,)) if impossible else Cell("not run")
 
 
-def _one_campaign(rows: pd.DataFrame) -> pd.DataFrame:
-    """The campaign and model file with most usable replicates, undisturbed ones first, then the newest."""
-    groups = [group for _, group in rows.groupby(["campaign", "digest"], sort=True)]
-
-    def rank(group: pd.DataFrame) -> tuple[int, int, str]:
-        calm = group["usable"] & ~group["disturbed"]
-        return int(calm.sum()), int(group["usable"].sum()), str(group["started_at"].max())
-
-    return max(groups, key=rank)
-
-
-def _one_thread_setting(rows: pd.DataFrame, rule: int | None) -> pd.DataFrame:
-    """``rule`` threads when that was measured, else the setting with the largest median; settings that
-    computed wrong output are taken only when no other exists."""
-    groups = [group for _, group in rows.groupby(["threads_requested", "cpus"], sort=True)]
-    if rule is not None:
-        groups = [group for group in groups if (group["threads"] == rule).all()] or groups
-    return max(groups, key=cells.thread_rank)
+def _full_label(spec: _RowSpec, specs: Sequence[_RowSpec]) -> str:
+    parent = next((other.label for other in specs if other.key == spec.parent), "")
+    return f"{parent}: {spec.label}" if parent else spec.label
 
 
 def _derive(
-    specs: Sequence[_RowSpec], cells_by_row: dict[str, dict[str, Cell]], column: str, reference: str
+    specs: Sequence[_RowSpec],
+    cells_by_row: dict[str, dict[str, Cell]],
+    column: str,
+    reference: str,
+    filled: Mapping[str, merging.Taken],
 ) -> None:
-    """Fills ratio, limit and memory columns of a measured column."""
+    """Fills ratio, limit and memory columns of a measured column. A ratio to the dense row is of cells under
+    one condition."""
+    elsewise = {key: found.elsewise for key, found in filled.items()}
     for spec in specs:
         row = cells_by_row[spec.key]
         cell = row[column]
@@ -325,6 +310,7 @@ def _derive(
                 cells_by_row[other.key][column]
                 for other in specs
                 if other.model == spec.model
+                and elsewise.get(other.key) == elsewise.get(spec.key)
                 and not (other.sparse_ffn or other.sparse_lm_head or other.limited)
                 and spec.model.startswith("smallthinker")
             ),
@@ -355,17 +341,20 @@ def _limited_cases(frame: pd.DataFrame, facts: notes.Facts, described: set[str])
     """One row per case under a limit, or with a cache of units; those in a published table, too."""
     sentences = _device_sentences(frame, facts, described)
     profiles = tuple(notes.synthetic_sentences(frame))
-    sentences += [*profiles, *limited_grid.sentences(frame)]
+    sentences += limited_grid.sentences(frame)
+    labelled = []
     rows = []
     groups = [group for _, group in frame.groupby(list(CASE), sort=True, dropna=False)]
     for i, (label, group) in enumerate(zip(_distinct_labels(groups), groups, strict=True)):
         rows.append(Row(f"limited:{i}", label, limited_grid.case_cells(group)))
-        sentences += notes.failures(label, group) + notes.disturbances(label, group)
+        labelled.append((label, group))
     sentences += limited_grid.verdict_sentences(frame)
+    sentences += [line for label, group in labelled for line in notes.failures(label, group)]
+    folded = (*profiles, *notes.disturbances(labelled))
     title = "Under a memory limit, or with a cache of experts or layers"
-    return Table(
-        "limited", title, tuple(limited_grid.columns()), tuple(rows), tuple(sentences), profiles=profiles
-    )
+    columns = tuple(limited_grid.columns())
+    said = (*sentences, *folded)
+    return Table("limited", title, columns, tuple(rows), said, profiles=profiles, fine_print=folded)
 
 
 def _device_sentences(frame: pd.DataFrame, facts: notes.Facts, described: set[str]) -> list[str]:
@@ -390,7 +379,7 @@ def _other_cases(frame: pd.DataFrame, facts: notes.Facts, described: set[str]) -
         columns.insert(2, Column("limit", "% of limit", "limit", "%"))
     sentences = _device_sentences(frame, facts, described)
     profiles = tuple(notes.synthetic_sentences(frame))
-    sentences += profiles
+    labelled = []
     rows = []
     groups = [group for _, group in frame.groupby(list(CASE), sort=True, dropna=False)]
     for i, (label, group) in enumerate(zip(_distinct_labels(groups), groups, strict=True)):
@@ -400,10 +389,17 @@ def _other_cases(frame: pd.DataFrame, facts: notes.Facts, described: set[str]) -
         memory = _memory(decode if has_gen else prefill)
         made = {"decode": decode, "prefill": prefill, "limit": cells.limit_cell(decode), "rss": memory}
         rows.append(Row(f"case:{i}", label, made))
-        sentences += notes.failures(label, group) + notes.disturbances(label, group)
-    sentences += notes.auto_sentences(frame) + notes.limit_sentences(frame)
+        sentences += notes.failures(label, group)
+        labelled.append((label, group))
+    folded = (
+        *profiles,
+        *notes.disturbances(labelled),
+        *notes.auto_sentences(frame),
+        *notes.limit_sentences(frame),
+    )
     title = "Cases outside the published tables"
-    return Table("other", title, tuple(columns), tuple(rows), tuple(sentences), profiles=profiles)
+    said = (*sentences, *folded)
+    return Table("other", title, tuple(columns), tuple(rows), said, profiles=profiles, fine_print=folded)
 
 
 def _distinct_labels(groups: Sequence[pd.DataFrame]) -> list[str]:

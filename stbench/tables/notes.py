@@ -12,7 +12,11 @@ from stbench.agent.wire import DeviceFacts, RunRecord
 from stbench.devices.engine_names import is_program
 from stbench.tables import published
 from stbench.tables.cells import is_wrong
-from stbench.tables.table import TIMES, clean, count
+from stbench.tables.merging import Taken
+from stbench.tables.table import ELSEWISE, TIMES, clean, count
+
+# Behind a case whose disturbed replicates were all run again, to no avail.
+AGAIN = "*"
 
 # Device name and fingerprint -> what the board said of itself.
 Facts = Mapping[tuple[str, str], DeviceFacts]
@@ -34,12 +38,14 @@ def selection(
     device: str,
     engine: str,
     condition: Mapping[str, Any],
-    picked: Mapping[str, pd.DataFrame],
+    filled: Mapping[str, Taken],
     n_other_condition: int,
 ) -> dict[str, Any]:
-    """What a measured column holds, JSON-ready. ``picked`` maps a row's key to its records."""
-    rows = list(picked.values())
-    threads = {key: sorted({int(n) for n in frame["threads"]}) for key, frame in picked.items()}
+    """What a measured column holds, JSON-ready. ``filled`` maps a row's key to what its cell shows."""
+    every = [found.rows for found in filled.values()]
+    # What the column's own sentence says is of rows under the column's own condition.
+    rows = [found.rows for found in filled.values() if not found.elsewise] or every
+    threads = {key: sorted({int(n) for n in found.rows["threads"]}) for key, found in filled.items()}
     return {
         "column": name,
         "device": device,
@@ -50,30 +56,56 @@ def selection(
         "load": sorted({str(load) for frame in rows for load in frame["load"]} - {""}),
         "threads": threads,
         "affinity": sorted({str(a) for frame in rows for a in frame["affinity"]} - {""}),
-        "threads_auto": any((frame["threads_why"] != "").any() for frame in rows),
+        "threads_auto": any((frame["threads_why"] != "").any() for frame in every),
         "weights_repacked": sorted({str(a) for frame in rows for a in frame["weights_repacked"]} - {""}),
-        "records": sum(len(frame) for frame in rows),
+        "records": sum(len(frame) for frame in every),
         "records_of_other_conditions": n_other_condition,
+        "elsewise": {
+            key: f"{found.elsewise}; campaign {_names(found.rows['campaign'])}"
+            for key, found in filled.items()
+            if found.elsewise
+        },
+        "duplicates": {key: found.others for key, found in filled.items() if found.others},
     }
 
 
-def sentences(
-    selected: Sequence[Mapping[str, Any]], facts: Facts, shown: pd.DataFrame, profiles: Sequence[str]
+def _names(column: pd.Series[Any]) -> str:
+    return clean(", ".join(sorted(set(map(str, column)))), 80) or "-"
+
+
+def device_sentences(selected: Sequence[Mapping[str, Any]], facts: Facts) -> list[str]:
+    """What each device is, once for all its columns."""
+    boards = {(str(chosen["device"]), str(chosen["condition"]["fingerprint"])) for chosen in selected}
+    return [
+        device_sentence(clean(device, 60), facts.get((device, print_))) for device, print_ in sorted(boards)
+    ]
+
+
+def proofs(
+    selected: Sequence[Mapping[str, Any]],
+    labels: Mapping[str, str],
+    shown: pd.DataFrame,
+    profiles: Sequence[str],
 ) -> list[str]:
-    """The notes of a table whose measured cells rest on the records ``shown``; ``profiles`` is
-    :func:`synthetic_sentences` of these."""
-    lines = []
-    for chosen in selected:
-        name = clean(str(chosen["column"]), 60)
-        lines.append(device_sentence(name, facts.get((chosen["device"], chosen["condition"]["fingerprint"]))))
-        lines += _selection_sentences(name, chosen)
+    """The fine print of a table whose measured cells rest on the records ``shown``; ``profiles`` is
+    :func:`synthetic_sentences` of these, ``labels`` the rows' labels by key."""
+    lines = [line for chosen in selected for line in duplicate_sentences(chosen, labels, contradictory=False)]
     lines += profiles
-    for _, group in shown.groupby(["device", "engine", "model", "switches", "threads"], sort=True):
-        label = clean(str(group["label"].iloc[0]), 120)
-        lines += failures(label, group) + disturbances(label, group)
+    cases = _cases(shown)
+    lines += disturbances(cases)
+    for label, group in cases:
         lines += heat_sentences(label, group) + energy_sentences(label, group)
-    lines += auto_sentences(shown) + limit_sentences(shown)
-    return lines
+    return lines + auto_sentences(shown) + limit_sentences(shown)
+
+
+def failure_sentences(shown: pd.DataFrame) -> list[str]:
+    """What did not end well among the records of a table."""
+    return [line for label, group in _cases(shown) for line in failures(label, group)]
+
+
+def _cases(shown: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
+    names = ["device", "engine", "model", "switches", "threads", "label"]
+    return [(clean(str(group["label"].iloc[0]), 120), group) for _, group in shown.groupby(names, sort=True)]
 
 
 def auto_sentences(shown: pd.DataFrame) -> list[str]:
@@ -89,19 +121,42 @@ def auto_sentences(shown: pd.DataFrame) -> list[str]:
     return lines
 
 
-def disturbances(label: str, replicates: pd.DataFrame) -> list[str]:
-    """What disturbed the usable replicates of a case, in one sentence; none where nothing did."""
-    usable = replicates[replicates["usable"]]
-    hit = usable[usable["disturbed"]]
-    if not len(hit):
-        return []
-    fate = "left out" if len(hit) < len(usable) else "shown for want of others"
-    reasons = Counter(clean(str(reason), 160) for reason in hit["disturbance"])
-    why = min(reasons, key=lambda text: (-reasons[text], text))
-    if len(reasons) > 1:
-        why = f"for example: {why}"
-    again = "; all of them were run again, in vain" if (hit["attempt"] > 0).all() else ""
-    return [f"{label}: {len(hit)} of {count(len(usable), 'replicate')} disturbed and {fate} ({why}){again}."]
+def disturbances(cases: Sequence[tuple[str, pd.DataFrame]]) -> list[str]:
+    """What disturbed the usable replicates of cases, in one sentence for each engine of a device and each
+    fate of such replicates; none where nothing did. ``cases``: labels and records."""
+    found: dict[tuple[str, str, str], list[tuple[str, str, str]]] = {}
+    for label, replicates in cases:
+        usable = replicates[replicates["usable"]]
+        hit = usable[usable["disturbed"]]
+        if not len(hit):
+            continue
+        fate = "left out" if len(hit) < len(usable) else "shown for want of others"
+        reasons = Counter(clean(str(reason), 160) for reason in hit["disturbance"])
+        why = min(reasons, key=lambda text: (-reasons[text], text))
+        again = "; all of them were run again, in vain" if (hit["attempt"] > 0).all() else ""
+        n = f"{len(hit)} of {len(usable)}"
+        example = f"for example: {why}" if len(reasons) > 1 else why
+        alone = f"{label}: {n} {_replicates(len(usable))} disturbed and {fate} ({example}){again}."
+        short = f"{label.partition(':')[2] or label} {n}{AGAIN if again else ''}"
+        key = (str(replicates["device"].iloc[0]), str(replicates["engine"].iloc[0]), fate)
+        found.setdefault(key, []).append((alone, short, why))
+    lines = []
+    for (device, engine, fate), parts in found.items():
+        if len(parts) == 1:
+            lines.append(parts[0][0])
+            continue
+        said = ", ".join(short for _, short, _ in parts)
+        star = f"; {AGAIN}: all of them were run again, in vain" if AGAIN in said else ""
+        why = Counter(why for _, _, why in parts).most_common(1)[0][0]
+        lines.append(
+            f"{clean(device, 40)} ({clean(engine, 20)}): disturbed replicates, {fate}: {said}; "
+            f"for example: {why}{star}."
+        )
+    return lines
+
+
+def _replicates(n: int) -> str:
+    return "replicate" if n == 1 else "replicates"
 
 
 def heat_sentences(label: str, replicates: pd.DataFrame) -> list[str]:
@@ -198,7 +253,9 @@ def device_sentence(name: str, facts: DeviceFacts | None) -> str:
     return f"{name}: " + "; ".join(parts) + "."
 
 
-def _selection_sentences(name: str, chosen: Mapping[str, Any]) -> list[str]:
+def selection_sentences(chosen: Mapping[str, Any], labels: Mapping[str, str]) -> list[str]:
+    """Under which conditions a column was measured, and what of it was not. ``labels``: of rows, by key."""
+    name = clean(str(chosen["column"]), 60)
     condition = chosen["condition"]
     isa = "/".join(chosen["isa"]) or "unknown"
     forced = "" if condition["isa_requested"] == "auto" else " (forced)"
@@ -208,10 +265,16 @@ def _selection_sentences(name: str, chosen: Mapping[str, Any]) -> list[str]:
         f"context {condition['n_ctx']} with {condition['kv_type']} KV cache{touched}, "
         f"batch {condition['n_batch']}, instruction set {isa}{forced}, "
         f"weights by {clean('/'.join(chosen['load']) or 'unknown', 40)}{_repacked(chosen)}; "
+        f"{_threads(chosen)}; "
         f"build {str(condition['library'])[:12] or 'unknown'}; "
         f"campaign {clean(', '.join(chosen['campaigns']), 80) or '-'}."
     ]
-    lines.append(_thread_sentence(name, chosen))
+    rows_by_words: dict[str, list[str]] = {}
+    for key, words in chosen["elsewise"].items():
+        rows_by_words.setdefault(words, []).append(labels[key])
+    for words, rows in rows_by_words.items():
+        lines.append(f"{name}: {ELSEWISE} in {_quoted(rows)}: {words}.")
+    lines += duplicate_sentences(chosen, labels, contradictory=True)
     if chosen["records_of_other_conditions"]:
         lines.append(
             f"{name}: {count(chosen['records_of_other_conditions'], 'record')} of other workloads, settings, "
@@ -219,6 +282,23 @@ def _selection_sentences(name: str, chosen: Mapping[str, Any]) -> list[str]:
             "most rows."
         )
     return lines
+
+
+def duplicate_sentences(
+    chosen: Mapping[str, Any], labels: Mapping[str, str], *, contradictory: bool
+) -> list[str]:
+    """Which of several measurements of a row a column shows: of those that contradict each other, or of the
+    others."""
+    name = clean(str(chosen["column"]), 60)
+    return [
+        f"{name}: {_quoted([labels[key]])} is {words}."
+        for key, words in chosen["duplicates"].items()
+        if ("contradicts" in words or "computed other outputs" in words) == contradictory
+    ]
+
+
+def _quoted(labels: Sequence[str]) -> str:
+    return ", ".join(f'"{label}"' for label in labels)
 
 
 def _tokens(chosen: Mapping[str, Any]) -> str:
@@ -234,24 +314,25 @@ def _repacked(chosen: Mapping[str, Any]) -> str:
     )
 
 
-def _thread_sentence(name: str, chosen: Mapping[str, Any]) -> str:
+def _threads(chosen: Mapping[str, Any]) -> str:
     counts = {tuple(threads) for threads in chosen["threads"].values()}
     shown = ", ".join("/".join(map(str, threads)) for threads in sorted(counts)) or "none"
-    where = "in every cell" if len(counts) == 1 else "by cell (see below)"
+    where = "in every cell" if len(counts) == 1 else "by cell"
     rule = published.published_threads(chosen["device"])
     why = f"{rule} as published" if rule else "the fastest number measured, as published for most devices"
     if chosen["threads_auto"]:
         why = "chosen by -t auto, see below"
     affinity = clean("; ".join(chosen["affinity"]), 80)
-    return f"{name}: threads {shown} {where} ({why}); affinity {affinity or 'unknown'}."
+    return f"threads {shown} {where} ({why}), affinity {affinity or 'unknown'}"
 
 
 def synthetic_sentences(shown: pd.DataFrame) -> list[str]:
-    """The profile of every synthetic model, with what was measured of it."""
-    lines = []
+    """The profile of every synthetic model, with what was measured of it; models of which the same is to be
+    said share a sentence."""
+    models: dict[str, list[str]] = {}
     synthetic = shown[shown["synthetic"]]
     for (model, profile), group in synthetic.groupby(["model", "profile"], sort=True):
-        parts = [f"{clean(str(model), 60)} is synthetic: {clean(str(profile), 240)}"]
+        parts = [clean(str(profile), 240)]
         sparse = group[group["usable"]]
         active = sparse.loc[sparse["sparse_ffn"], "active_share"].dropna()
         if len(active):
@@ -259,5 +340,8 @@ def synthetic_sentences(shown: pd.DataFrame) -> list[str]:
         kept = sparse.loc[sparse["sparse_lm_head"], "lm_head_share"].dropna()
         if len(kept):
             parts.append(f"measured lm_head rows {100 * float(kept.median()):.1f} %")
-        lines.append("; ".join(parts) + ".")
-    return lines
+        models.setdefault("; ".join(parts), []).append(clean(str(model), 60))
+    return [
+        f"{', '.join(names)} {'is' if len(names) == 1 else 'are'} synthetic: {said}."
+        for said, names in models.items()
+    ]

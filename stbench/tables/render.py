@@ -1,4 +1,5 @@
-"""A Table as rich terminal table, Markdown, CSV or JSON. Marks go with their meanings."""
+"""A Table as rich terminal table, Markdown, CSV or JSON (HTML and LaTeX have their own modules). Marks go
+with their meanings."""
 
 from __future__ import annotations
 
@@ -15,7 +16,8 @@ from rich.console import Console
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from stbench.tables.table import Cell, Column, Row, Table, clean
+from stbench.tables.proof import proof
+from stbench.tables.table import Cell, Column, Row, Table
 
 SCHEMA = 1
 
@@ -230,20 +232,37 @@ def _json_table(table: Table) -> dict[str, Any]:
 
 
 def _markdown_table(table: Table) -> str:
+    columns = table.telling_columns()
     lines = [f"### {_escape(table.title)}", ""]
-    header = [[_escape(_flat(column.header)) for column in table.columns]]
-    body = [[_markdown_cell(row, column) for column in table.columns] for row in table.rows]
-    rule = ["---" if column.role in ("label", "memory") else "--:" for column in table.columns]
-    lines += [_line(cells) for cells in [*header, rule, *body]]
-    legend = [f"- {_escape(mark)} {_escape(meaning)}" for mark, meaning in table.legend()]
-    sentences = [f"- {_escape(sentence)}" for sentence in [*table.intervals(), *table.notes]]
-    for part in (legend, sentences):
-        if part:
-            lines += ["", *part]
-    proof = _proof(table)
-    if proof:
-        lines += ["", "<details><summary>What each number rests on</summary>", "", *proof, "", "</details>"]
+    header = ["<br>".join(map(_escape, _header_lines(columns, i))) for i in range(len(columns))]
+    rule = ["---" if column.role in ("label", "memory") else "--:" for column in columns]
+    body = [[_markdown_cell(row, column) for column in columns] for row in table.rows]
+    lines += [_line(cells) for cells in (header, rule, *body)]
+    marks = [f"{_escape(mark)} {_escape(meaning)}" for mark, meaning in table.legend()]
+    if marks:
+        lines += ["", "<br>".join(marks)]
+    said = [*table.intervals(), *table.first_notes()]
+    if said:
+        lines += ["", *(f"- {_escape(sentence)}" for sentence in said)]
+    header, proofs = proof(table)
+    folded = [f"- {_escape(sentence)}" for sentence in table.fine_print]
+    if proofs or folded:
+        lines += ["", "<details><summary>What each number rests on</summary>", ""]
+        if proofs:
+            lines += [_line(header), _line(["---"] * len(header))]
+            lines += [_line([_escape(text) for text in texts]) for texts in proofs]
+        if folded:
+            lines += [*([""] if proofs else []), *folded]
+        lines += ["", "</details>"]
     return "\n".join(lines) + "\n"
+
+
+def _header_lines(columns: Sequence[Column], i: int) -> list[str]:
+    """The header's lines; what follows a speed of the same device does not name it again."""
+    lines = columns[i].header.splitlines()
+    derived = columns[i].role in ("ratio", "limit", "rss")
+    named = derived and i > 0 and columns[i - 1].header.splitlines()[0] == lines[0]
+    return lines[1:] if named and len(lines) > 1 else lines
 
 
 def _markdown_cell(row: Row, column: Column) -> str:
@@ -257,78 +276,6 @@ def _markdown_cell(row: Row, column: Column) -> str:
     return " ".join([text, *([_escape("".join(cell.marks))] if cell.marks else [])]).strip()
 
 
-_PROOF_HEADER = (
-    "Cell",
-    "replicates",
-    "threads (affinity)",
-    "ISA",
-    "zeros skipped",
-    "lm_head rows",
-    "MB/token",
-    "GB/s",
-    "TTFT ms",
-    "prefill tokens/s",
-    "output hash",
-    "throttled",
-)
-
-
-# Only where some device measures it.
-_ENERGY_HEADER = "J/token"
-
-
-def _proof(table: Table) -> list[str]:
-    cells = [cell for row in table.rows for cell in row.cells.values()]
-    energy = any(cell.details.get("joules_per_token") is not None for cell in cells if cell.details)
-    rows = []
-    for row in table.rows:
-        for column in table.speed_columns():
-            cell = row.cells.get(column.key, _EMPTY)
-            if cell.details and not (
-                column.key == "prefill" and "decode" in row.cells and row.cells["decode"].details
-            ):
-                label = table.full_label(row)
-                where = f"{column.device}: {label}" if column.device else label
-                texts = [clean(where, 160), *_proof_cells(cell.details)]
-                if energy:
-                    texts.append(_scaled(cell.details.get("joules_per_token"), 1, 3))
-                rows.append(_line([_escape(text) for text in texts]))
-    if not rows:
-        return []
-    header = (*_PROOF_HEADER, *([_ENERGY_HEADER] if energy else []))
-    return [_line(header), _line(["---"] * len(header)), *rows]
-
-
-def _proof_cells(details: Any) -> list[str]:
-    threads = "/".join(map(str, details["threads"]))
-    affinity = clean("; ".join(details["affinity"]), 60)
-    sparse = [s for s in details["sparse_ffn"] if s not in ("off", "dense")]
-    zeros = 1 - details["active_share"] if sparse and details["active_share"] is not None else None
-    checks = ", ".join(details["check"])
-    hashes = ", ".join(clean(text, 16) for text in details["output_hash"])
-    return [
-        f"{details['usable']} of {details['replicates']}",
-        f"{threads} ({affinity})" if affinity else threads,
-        clean("/".join(details["isa"]), 40),
-        _share(zeros),
-        _share(details["lm_head_share"]),
-        _scaled(details["weight_bytes_per_token"], 1e6, 1),
-        _scaled(details["weight_gb_per_s"], 1, 2),
-        _scaled(details["ttft_ms"], 1, 1),
-        _scaled(details["prefill_tps"], 1, 1),
-        f"{hashes} ({checks})" if hashes else checks,
-        ", ".join(details["throttled"]),
-    ]
-
-
-def _share(value: float | None) -> str:
-    return "" if value is None else f"{100 * value:.1f} %"
-
-
-def _scaled(value: float | None, unit: float, digits: int) -> str:
-    return "" if value is None else f"{value / unit:.{digits}f}"
-
-
 def _line(cells: Iterable[str]) -> str:
     return "| " + " | ".join(cells) + " |"
 
@@ -336,6 +283,6 @@ def _line(cells: Iterable[str]) -> str:
 def _escape(text: str) -> str:
     """Text as data inside Markdown: no HTML, no table bars, no emphasis, no code, no links."""
     out = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-    out = re.sub(r"([\\|*`])", r"\\\1", out)
+    out = re.sub(r"([\\|*`~])", r"\\\1", out)
     out = re.sub(r"(?<!\w)_|_(?!\w)", r"\\_", out)
     return " ".join(re.sub(r"\]([(:\[])", r"]\\\1", out).split())

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from stbench.agent.wire import RunRecord
-from stbench.tables import charts, render
+from stbench.charts.speed import speed_figure
+from stbench.charts.style import THEMES, png_bytes, svg_bytes
+from stbench.tables import render
 from stbench.tables.grid import build_tables
+from stbench.tables.table import Table
 
 
 def write_reports(
@@ -20,28 +23,35 @@ def write_reports(
 
     Creates ``out_dir``; every file appears complete or not at all. Raises OSError.
     """
-    tables = build_tables(records, ratio_to)
+    return write_tables(build_tables(records, ratio_to), out_dir)
+
+
+def write_tables(tables: Sequence[Table], out_dir: Path) -> list[Path]:
+    """:func:`write_reports` of tables that are made already."""
     files: dict[str, bytes] = {
         "table.md": render.markdown(tables).encode(),
         "table.csv": render.csv_text(tables).encode(),
         "table.json": render.json_text(tables).encode(),
     }
     cells, title = render.tidy(tables[:1]), tables[0].title
-    for theme, suffix in (("light", ""), ("dark", "-dark")):
-        figure = charts.speed_figure(cells, title, theme, tables[0].profiles)
-        files[f"speed{suffix}.svg"] = charts.svg_bytes(figure)
-        files[f"speed{suffix}.png"] = charts.png_bytes(figure)
+    for theme in THEMES:
+        suffix = "" if theme == "light" else f"-{theme}"
+        figure = speed_figure(cells, title, theme, tables[0].profiles)
+        files[f"speed{suffix}.svg"] = svg_bytes(figure)
+        files[f"speed{suffix}.png"] = png_bytes(figure)
     out_dir.mkdir(parents=True, exist_ok=True)
     return [write_atomically(out_dir / name, data) for name, data in files.items()]
 
 
 def write_atomically(path: Path, data: bytes) -> Path:
-    """Replaces ``path`` by a complete file with ``data`` and returns it. On OSError the old file stays."""
+    """Replaces ``path`` by a complete file with ``data`` and returns it; one that was there keeps its mode.
+    On OSError the old file stays."""
+    mode = path.stat().st_mode & 0o777 if path.exists() else 0o644
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(handle, "wb") as out:
             out.write(data)
-        os.chmod(name, 0o644)
+        os.chmod(name, mode)
         os.replace(name, path)
     except BaseException:
         Path(name).unlink(missing_ok=True)

@@ -9,6 +9,7 @@ SYNTHETIC = "†"
 UNCHECKED = "‡"
 FEW = "r"
 PARTIAL = "!"
+NOISY = "~"
 DISTURBED = "D"
 SOME_DISTURBED = "d"
 WRONG = "✗"
@@ -22,6 +23,7 @@ VOID = "v"
 BALLAST = "b"
 NO_ENGINE = "e"
 NO_SHARE = "c"
+ELSEWISE = "o"
 
 # Ratios read "x dense"; escaped because it looks like the letter.
 TIMES = "\u00d7"
@@ -31,6 +33,7 @@ MEANINGS = {
     UNCHECKED: "output not checked against a reference",
     FEW: "(a…b) is the range of fewer than 6 replicates, not a confidence interval",
     PARTIAL: "some replicates ended otherwise and are not in the number",
+    NOISY: "too noisy: interval or range reaches more than 10 % from the median",
     DISTURBED: "every replicate was disturbed by something else on the machine: does not compare",
     SOME_DISTURBED: "disturbed replicates were left out of the number",
     WRONG: "computed wrong output: no speed is shown",
@@ -44,6 +47,7 @@ MEANINGS = {
     BALLAST: "limited by locked ballast: does not compare with limits of control groups",
     NO_ENGINE: "Gemma 3n is measured through llama.cpp: --engines sbr,llama-bench",
     NO_SHARE: "no percentage of the memory's limit, for the reason noted",
+    ELSEWISE: "measured under other conditions than the rest of its column, as noted",
 }
 
 # What a column holds. "published" cells come from the published tables, all others from records.
@@ -95,7 +99,8 @@ class Row:
 
 @dataclass(frozen=True)
 class Table:
-    """``notes`` are full sentences; ``profiles`` are those of them that say what is synthetic, and how.
+    """``notes`` are full sentences; ``profiles`` are those of them that say what is synthetic, and how, and
+    ``fine_print`` those that prove rather than explain: pages that can fold text away do so with them.
     ``selection`` says per measured column which records it holds."""
 
     key: str
@@ -105,6 +110,7 @@ class Table:
     notes: tuple[str, ...] = ()
     selection: tuple[Mapping[str, Any], ...] = ()
     profiles: tuple[str, ...] = ()
+    fine_print: tuple[str, ...] = ()
 
     def legend(self) -> list[tuple[str, str]]:
         """The marks that occur, with their meanings, in a fixed order."""
@@ -124,6 +130,23 @@ class Table:
             f"probability {100 * (coverage or 0):.2f} %, whatever the distribution."
             for n, coverage in sorted(found)
         ]
+
+    def first_notes(self) -> list[str]:
+        """The notes that are no fine print: what a reader needs beside the numbers."""
+        folded = set(self.fine_print)
+        return [note for note in self.notes if note not in folded]
+
+    def telling_columns(self) -> list[Column]:
+        """The columns without those that say nothing: derived ones without any cell, and ratios to the dense
+        row where nothing but that row was measured."""
+
+        def tells(column: Column) -> bool:
+            if column.role not in ("ratio", "limit", "rss"):
+                return True
+            texts = {row.cells[column.key].text for row in self.rows if column.key in row.cells} - {""}
+            return bool(texts - {"1.00"} if column.key.startswith("dense:") else texts)
+
+        return [column for column in self.columns if tells(column)]
 
     def speed_columns(self) -> list[Column]:
         """The measured ones."""

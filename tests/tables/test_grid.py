@@ -289,8 +289,8 @@ def test_engines_are_columns_never_averaged() -> None:
     ]
     table = main_table(records)
     assert [c.header for c in table.speed_columns()] == [
-        "local (llama-bench)\ntokens/s",
         "local (sbr)\ntokens/s",
+        "local (llama-bench)\ntokens/s",
     ]
     assert cell(table).value == pytest.approx(32.5)
     assert cell(table, DENSE, "measured:local:llama-bench").value == pytest.approx(20.0)

@@ -188,7 +188,7 @@ def test_what_a_limit_cost_is_in_every_format() -> None:
         (of_key,) = [line for line in lines if f",{key}," in line]
         assert text in of_key, key
         assert row["cells"][key]["text"].startswith(text), key
-        where = [cell.strip() for cell in header].index(column.header.replace("\n", " "))
+        where = [cell.strip() for cell in header].index(column.header.replace("\n", "<br>"))
         assert text in body[where].replace("\\", ""), key
 
 

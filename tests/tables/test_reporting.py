@@ -84,8 +84,8 @@ def test_grid_merges_campaigns_by_device(tmp_path: Path, capsys: pytest.CaptureF
     two = stored(tmp_path / "c2", table_4b(device="pi", campaign="c2"))
     assert cli.main(["grid", str(one), str(two), str(one), "--format", "md"]) == 0
     out = capsys.readouterr().out
-    assert "local tokens/s" in out
-    assert "pi tokens/s" in out
+    assert "local<br>tokens/s" in out
+    assert "pi<br>tokens/s" in out
     assert "Cases outside" not in out
 
 

@@ -37,8 +37,8 @@ class FakeAgent:
     def answer(self, probe: Any) -> LimitResult:
         if not self.works or (probe.direct and not self.direct):
             return LimitResult(probe, "failed", "not here")
-        rate = {"read": 20.0, "gather": 5.0, "storage": 1.0}[probe.kind] * min(probe.threads, 2)
-        return LimitResult(probe, "ok", "", probe.threads, int(rate * 1e9), 10**9, 1000)
+        rate = {"read": 20.0, "gather": 5.0, "storage": 1.0}[probe.kind] * min(probe.threads or 16, 2)
+        return LimitResult(probe, "ok", "", probe.threads or 16, int(rate * 1e9), 10**9, 1000)
 
 
 def measure(agent: FakeAgent, **options: Any) -> Roofline:
@@ -115,8 +115,8 @@ def test_measure_asks_for_every_thread_count_and_reads_storage_directly() -> Non
     assert [(rate.row_bytes, rate.threads, rate.direct) for rate in found.storage] == [
         (4096, 1, True),
         (4096, 8, True),
-        (663552, 1, True),
-        (663552, 4, True),
+        (1990656, 1, True),
+        (1990656, 16, True),
     ]
 
 

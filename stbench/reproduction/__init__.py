@@ -1,0 +1,1 @@
+"""One published cell measured again: which one is meant, what was stated about it, and what came of it."""
