@@ -214,8 +214,8 @@ def _trace(timeline: Timeline) -> bytes:
 
 
 def _chart(args: argparse.Namespace, timeline: Timeline, found: list[Token]) -> bytes:
+    from stbench import charts
     from stbench.profiles.profile_chart import timeline_figure
-    from stbench.tables import charts
 
     # The last ones: caches are as warm as they get.
     figure = timeline_figure(timeline, found[-args.chart_tokens :], timeline.label or "Timeline")

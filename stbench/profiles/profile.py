@@ -36,6 +36,7 @@ PHASES = (
     kinds.TIMELINE_UP,
     kinds.TIMELINE_GATE_UP,
     kinds.TIMELINE_DOWN,
+    kinds.TIMELINE_UP_DOWN,
     kinds.TIMELINE_LM_HEAD,
     kinds.TIMELINE_BARRIER,
 )

@@ -11,8 +11,8 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from stbench.agent.sbr import _abi_timeline as kinds
+from stbench.charts.style import RC, THEMES, WIDTH_IN, Theme
 from stbench.profiles.profile import PHASES, Timeline, Token
-from stbench.tables.charts import RC, THEMES, WIDTH_IN, Theme
 
 # Okabe and Ito's palette and greys: told apart with every common kind of colour blindness. Work that belongs
 # together is one colour; waiting is light, and waiting for storage has the loudest colour.
@@ -20,7 +20,7 @@ _GROUPS = (
     ("router", "#CC79A7", (kinds.TIMELINE_ROUTER,)),
     ("attention", "#0072B2", (kinds.TIMELINE_ATTENTION,)),
     ("gate", "#009E73", (kinds.TIMELINE_GATE, kinds.TIMELINE_GATE_UP)),
-    ("up, down", "#56B4E9", (kinds.TIMELINE_UP, kinds.TIMELINE_DOWN)),
+    ("up, down", "#56B4E9", (kinds.TIMELINE_UP, kinds.TIMELINE_DOWN, kinds.TIMELINE_UP_DOWN)),
     ("lm_head", "#F0E442", (kinds.TIMELINE_LM_HEAD,)),
     ("norms, step", "#E69F00", (kinds.TIMELINE_NORM, kinds.TIMELINE_EMBED, kinds.TIMELINE_STEP)),
     ("I/O wait", "#D55E00", (kinds.TIMELINE_IO_WAIT,)),
@@ -33,7 +33,7 @@ _READ_LANES = 8
 
 def timeline_figure(timeline: Timeline, tokens: list[Token], title: str, theme: str = "light") -> Figure:
     """``tokens`` (neighbours in time, not empty) on an axis of milliseconds."""
-    with matplotlib.rc_context(RC):  # type: ignore[arg-type]
+    with matplotlib.rc_context(RC):
         return _draw(timeline, tokens, title, THEMES[theme])
 
 

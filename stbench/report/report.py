@@ -1,0 +1,185 @@
+"""Records -> the report, as one HTML text: :func:`report_html`."""
+
+from __future__ import annotations
+
+import dataclasses
+import warnings
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import pandas as pd
+
+from stbench import charts
+from stbench.agent.wire import RunRecord
+from stbench.comparison.noise import Noise
+from stbench.doctor.findings import Finding
+from stbench.records.sides import side_of
+from stbench.records.store import UNFINISHED
+from stbench.report import boards as boards_
+from stbench.report import budget, page, verdict
+from stbench.report.details import GROUPS, SUMMARY
+from stbench.report.difference import Difference, difference
+from stbench.report.markup import Markup
+from stbench.report.pictures import Picture, data_uri, page_size, within
+from stbench.report.verdict import Verdict
+from stbench.tables import grid, notes
+from stbench.tables.html import grid_html
+from stbench.tables.table import Cell, Column, Row, Table, clean, count
+
+# Bytes of the whole page, of which charts may take at most their part.
+PAGE_BYTES = 1_950_000
+CHART_BYTES = 850_000
+
+# Of one table; a campaign of a thousand cases is a list to filter, not to read.
+MOST_ROWS = 300
+MOST_NOTES = 60
+
+
+@dataclass(frozen=True)
+class Given:
+    """What a report is made from. ``name`` is how the user called the results; ``problems`` are sentences
+    about what could not be read; ``findings`` the doctor's, by device, where they were recorded."""
+
+    name: str
+    records: Sequence[RunRecord]
+    problems: Sequence[str] = ()
+    findings: Mapping[str, Sequence[Finding]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Report:
+    """``html`` is the page; ``verdict`` what it says at the top; ``limits`` what it does not show."""
+
+    html: str
+    verdict: Verdict
+    limits: tuple[str, ...]
+    difference: Difference | None
+
+
+def report_html(
+    given: Given,
+    against: Given | None = None,
+    ratio_to: Mapping[str, str] | None = None,
+    floors: Sequence[Noise] = (),
+) -> Report:
+    """The report on ``given``; with ``against`` also what changed from ``given`` (A) to it (B). The same
+    records give the same bytes. ``ratio_to`` as for :func:`stbench.tables.grid.build_tables`, ``floors`` as
+    for :func:`stbench.report.difference.difference`. Raises KeyError for an unknown published device."""
+    results = charts.results_of(given.records)
+    tables, limits = _fitting(grid.build_tables(given.records, ratio_to))
+    facts = notes.device_facts(results.records)
+    unfinished = sum(record.status == UNFINISHED for record in given.records)
+    found = verdict.verdict(results.frame, tables, facts, given.problems, unfinished)
+    pictures, without = _pictures(results, ratio_to)
+
+    shown, frames, offset = _newest(results)
+    if offset:
+        limits.append(f"The table below has the newest {len(shown)} of {count(len(results.records), 'run')}.")
+    links = _Links(shown)
+    grids = Markup(grid_html(tables, links))
+    changed, changed_tables = None, Markup()
+    if against is not None:
+        changed = difference(
+            side_of(given.name, given.records), side_of(against.name, against.records), floors
+        )
+        changed_tables = Markup(grid_html(changed.tables))
+        others = charts.results_of(against.records)
+        more, more_frames, _ = _newest(others)
+        shown, frames = [*shown, *more], [*frames, *more_frames]
+    devices = boards_.boards(results.frame, facts, given.findings)
+
+    def assembled(data: dict[str, Any], sentences: Sequence[str]) -> str:
+        title = clean(given.name, 120) + (f" against {clean(against.name, 120)}" if against else "")
+        return page.page(
+            title, found, grids, pictures, without, changed, changed_tables, devices, data, sentences
+        )
+
+    empty = {"summary": SUMMARY, "groups": GROUPS, "pool": [], "records": [], "details": []}
+    room = PAGE_BYTES - len(assembled(empty, limits).encode())
+    fitted = budget.fit(shown, frames, links.used, room)
+    limits += fitted.sentences
+    data = {**empty, "pool": fitted.pool, "records": fitted.rows, "details": fitted.details}
+    return Report(assembled(data, limits), found, tuple(limits), changed)
+
+
+def _newest(results: charts.Results) -> tuple[list[RunRecord], list[pd.Series[Any]], int]:
+    """The records that the page lists with their rows, and how many older ones it does not."""
+    offset = max(0, len(results.records) - budget.MOST_RECORDS)
+    frames = [row for _, row in results.frame.iloc[offset:].iterrows()]
+    return list(results.records[offset:]), frames, offset
+
+
+def _fitting(tables: Iterable[Table]) -> tuple[list[Table], list[str]]:
+    """The tables, long ones cut, and sentences about that."""
+    out, said = [], []
+    for table in tables:
+        if len(table.rows) > MOST_ROWS:
+            rest = len(table.rows) - MOST_ROWS
+            said.append(f"“{table.title}” shows {MOST_ROWS} rows; {rest} more are in `stbench grid`.")
+        kept = table.notes[:MOST_NOTES]
+        if len(table.notes) > MOST_NOTES:
+            kept += (f"And {len(table.notes) - MOST_NOTES} more sentences, which `stbench grid` prints.",)
+        out.append(dataclasses.replace(table, rows=table.rows[:MOST_ROWS], notes=kept))
+    return out, said
+
+
+def _pictures(results: charts.Results, ratio_to: Mapping[str, str] | None) -> tuple[list[Picture], list[str]]:
+    """Every chart that the records have, and a sentence about those that did not fit."""
+    with warnings.catch_warnings():
+        # A name may have letters that no font here has: boxes in the picture, letters in the page.
+        warnings.filterwarnings("ignore", message="Glyph .* missing from")
+        made = [
+            Picture(
+                clean(light.name, 80),
+                light.title,
+                light.alt,
+                data_uri(light.figure),
+                data_uri(dark.figure),
+                *page_size(light.figure),
+            )
+            for light, dark in zip(
+                charts.drawable(results, "light", ratio_to),
+                charts.drawable(results, "dark", ratio_to),
+                strict=True,
+            )
+        ]
+    kept, left_out = within(made, CHART_BYTES)
+    if not made:
+        return [], ["These records hold nothing that a chart could show."]
+    titles = "; ".join(clean(title, 80) for title in left_out)
+    return kept, [
+        f"Left out to keep this file small (`stbench chart` draws them): {titles}."
+    ] if left_out else []
+
+
+class _Links:
+    """Where a cell leads: to the numbers of its records in the page, as ``#r=3-5,9``. ``used`` has all of
+    them, once links were made."""
+
+    def __init__(self, records: Sequence[RunRecord]) -> None:
+        self.used: set[int] = set()
+        self._numbers: dict[str, list[int]] = {}
+        self._campaigns = [record.campaign for record in records]
+        for i, record in enumerate(records):
+            self._numbers.setdefault(record.id, []).append(i)
+
+    def __call__(self, table: Table, row: Row, column: Column, cell: Cell) -> str:
+        campaigns: Collection[str] = cell.details.get("campaign", ())
+        ids = cell.details.get("records", ())
+        numbers = sorted(
+            i for name in ids for i in self._numbers.get(name, ()) if self._campaigns[i] in campaigns
+        )
+        self.used.update(numbers)
+        return f"#r={_spans(numbers)}" if numbers else ""
+
+
+def _spans(numbers: Sequence[int]) -> str:
+    """``0-2,5`` for 0, 1, 2, 5."""
+    spans: list[list[int]] = []
+    for number in numbers:
+        if spans and number == spans[-1][1] + 1:
+            spans[-1][1] = number
+        else:
+            spans.append([number, number])
+    return ",".join(str(a) if a == b else f"{a}-{b}" for a, b in spans)
