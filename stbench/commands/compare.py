@@ -88,7 +88,8 @@ def _sides(args: argparse.Namespace) -> int:
     log = stderr_console(quiet=args.quiet)
     a, b = (read_side(text) for text in args.results)
     floors, problems = noise.read_floors()
-    for problem in (*a.problems, *b.problems, *problems):
+    # Both sides may be of one file.
+    for problem in dict.fromkeys((*a.problems, *b.problems, *problems)):
         log.print(problem, markup=False, soft_wrap=True)
     metric = args.metric or "decode_tps"
     found = compare.compare(

@@ -94,6 +94,10 @@ class Comparisons:
 Floor = Callable[["pd.Series[Any]", bool, int], float]
 
 
+# A row of the case and its noise floor -> the smallest change that matters, a share.
+Threshold = Callable[["pd.Series[Any]", float], float]
+
+
 def no_floor(row: pd.Series[Any], paired: bool, n: int) -> float:
     """For devices whose noise nobody measured."""
     return 0.0
@@ -212,8 +216,11 @@ def every_pair(
     )
 
 
-def judge(prepared: Sequence[Prepared], threshold: float | None, floor: Floor = no_floor) -> list[Comparison]:
-    """Compares cases together: their p values are adjusted for each other."""
+def judge(
+    prepared: Sequence[Prepared], threshold: float | Threshold | None, floor: Floor = no_floor
+) -> list[Comparison]:
+    """Compares cases together: their p values are adjusted for each other. ``threshold`` None: 2 %, or the
+    noise floor where that is higher."""
     own = [
         inference.signed_rank_p(np.log(case.values_b) - np.log(case.values_a))
         if case.paired
@@ -227,7 +234,10 @@ def judge(prepared: Sequence[Prepared], threshold: float | None, floor: Floor = 
         estimate = inference.paired_ratio if case.paired else inference.unpaired_ratio
         ratio = estimate(case.values_a, case.values_b)
         noise = floor(case.row, case.paired, n)
-        matters = max(THRESHOLD, noise) if threshold is None else threshold
+        if threshold is None:
+            matters = max(THRESHOLD, noise)
+        else:
+            matters = threshold(case.row, noise) if callable(threshold) else threshold
         verdict = str(inference.verdicts(ratio, np.array(q), matters, noise))
         needed = None
         if verdict == INCONCLUSIVE:

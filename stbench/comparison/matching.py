@@ -14,9 +14,13 @@ from stbench.tables.table import clean
 
 METRICS = {"decode_tps": "decode, tokens/s", "prefill_tps": "prefill, tokens/s"}
 
+# What a workload must have for there to be such a number; anything else every run has.
+_PARTS = {"decode_tps": "n_gen", "prefill_tps": "n_prompt"}
+
 # Columns of the frame that name a case, and columns that must agree besides.
 NAMES = ("device", "engine", "model", "switches", "workload", "threads", *LIMITED)
 CONDITIONS = (
+    "provenance",
     "fingerprint",
     "digest",
     "seed",
@@ -52,12 +56,13 @@ Matched = list[tuple[str, pd.DataFrame, pd.DataFrame]]
 
 
 def matched(a: Side, b: Side, metric: str, names: list[str], notes: list[str]) -> Matched:
-    """Label and both groups of every case that both sides have and that has this metric at all; what one side
-    has alone goes into ``notes``. Raises :class:`InputError` where nothing is in both."""
-    part = "n_gen" if metric == "decode_tps" else "n_prompt"
+    """Label and both groups of every case that both sides have and that has this metric at all ("": all
+    cases); what one side has alone goes into ``notes``. Raises :class:`InputError` where nothing is in
+    both."""
+    part = _PARTS.get(metric, "")
     groups = []
     for side in (a, b):
-        rows = side.frame[side.frame[part] > 0]
+        rows = side.frame[side.frame[part] > 0] if part else side.frame
         keyed = {key: group for key, group in rows.groupby(names, sort=False)} if names else {(): rows}
         groups.append({key: group for key, group in keyed.items() if len(group)})
     of_a, of_b = groups
@@ -83,7 +88,7 @@ def _nothing_in_common(
 ) -> str:
     for side, groups in ((a, of_a), (b, of_b)):
         if not groups:
-            return f"{side.name} has no record with {METRICS[metric].partition(',')[0]}"
+            return f"{side.name} has no record with {METRICS.get(metric, 'a case').partition(',')[0]}"
     nearest = min(
         ((x, y) for x in of_a for y in of_b),
         key=lambda pair: sum(m != n for m, n in zip(pair[0], pair[1], strict=True)),

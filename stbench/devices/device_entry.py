@@ -134,6 +134,43 @@ class Timeouts(pydantic.BaseModel):
     run: Seconds | None = pydantic.Field(None, description="for one run (600)")
 
 
+def _percent(value: Any) -> Any:
+    """YAML 1.1 reads a bare off as false."""
+    if value is False or value == "off":
+        return 0.0
+    if type(value) in (int, float) and 0 < value <= 100:
+        return float(value)
+    raise ValueError("percent, above 0 up to 100, or off")
+
+
+Percent = Annotated[
+    float,
+    pydantic.BeforeValidator(_percent),
+    _schema(anyOf=[{"type": "number", "exclusiveMinimum": 0, "maximum": 100}, {"enum": ["off", False]}]),
+]
+
+
+class CheckEntry(pydantic.BaseModel):
+    """From which change on `stbench check` fails, percent, or off; never below the device's own noise."""
+
+    model_config = pydantic.ConfigDict(extra="forbid", strict=True, frozen=True)
+
+    decode_tps: Percent | None = pydantic.Field(None, description="decode speed, higher is better (2)")
+    prefill_tps: Percent | None = pydantic.Field(
+        None, description="prefill speed, higher is better (not checked)"
+    )
+    ttft_ms: Percent | None = pydantic.Field(
+        None, description="time to first token, lower is better (not checked)"
+    )
+    tpot_p95_ms: Percent | None = pydantic.Field(
+        None, description="95th percentile of the time per token, lower is better (not checked)"
+    )
+    peak_rss_bytes: Percent | None = pydantic.Field(None, description="peak memory, lower is better (2)")
+    joules_per_token: Percent | None = pydantic.Field(
+        None, description="energy of a token, lower is better (not checked)"
+    )
+
+
 class DeviceEntry(pydantic.BaseModel):
     """One device. Every key may be missing: it then comes from `extends` or from a default."""
 
@@ -171,6 +208,7 @@ class DeviceEntry(pydantic.BaseModel):
     )
     timeout: Seconds | None = pydantic.Field(None, description="another name of timeouts.run")
     timeouts: Timeouts | None = None
+    check: CheckEntry | None = None
     # Checked by itself, in stbench.devices.engine_entries.
     engines: Any = pydantic.Field(None, description="programs to measure beside ours")
 

@@ -25,7 +25,8 @@ class Device:
     stand, ``silence_s`` without a sign of life until the link counts as lost, ``reconnect_s`` for it to come
     back, ``cool_down_s`` the longest wait of the thermal gate. ``power``: a command of this machine that
     power-cycles the device; ``memory_limit``: how a limit is held (stbench.devices.device_entry);
-    ``engines``: the programs that devices.yaml describes for it."""
+    ``engines``: the programs that devices.yaml describes for it; ``check``: metric to percent, as
+    `stbench check` takes it, None for one that is not checked."""
 
     name: str
     enabled: bool = True
@@ -50,6 +51,7 @@ class Device:
     cool_down_s: float = 120.0
     power: str = ""
     memory_limit: str = "auto"
+    check: Mapping[str, float | None] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -202,6 +204,12 @@ def _settle(
         cool_down_s=float(values.get("cool_down", Device.cool_down_s)),
         power=values.get("power", ""),
         memory_limit=values.get("memory_limit", Device.memory_limit),
+        # 0 stands for off, which extends must be able to inherit.
+        check={
+            key.removeprefix("check."): value or None
+            for key, value in sorted(values.items())
+            if key.startswith("check.")
+        },
     )
     if device.enabled and device.connector == "ssh" and not (device.host or device.ssh_config):
         document.add(path, "a device with connector: ssh needs the key host or ssh_config")
@@ -209,9 +217,13 @@ def _settle(
 
 
 def _own_values(entry: DeviceEntry) -> dict[str, Any]:
-    """What an entry itself says. Each time-out is inherited by itself; ``timeout`` is that of a run."""
-    values = entry.model_dump(exclude_none=True, exclude={"extends", "engines", "timeout", "timeouts"})
+    """What an entry itself says. Each time-out and each threshold is inherited by itself; ``timeout`` is that
+    of a run."""
+    apart = {"extends", "engines", "timeout", "timeouts", "check"}
+    values = entry.model_dump(exclude_none=True, exclude=apart)
+    shares = entry.check.model_dump(exclude_none=True) if entry.check is not None else {}
     times = entry.timeouts.model_dump(exclude_none=True) if entry.timeouts is not None else {}
     if entry.timeout is not None:
         times["run"] = entry.timeout
+    values |= {f"check.{key}": percent for key, percent in shares.items()}
     return {**values, **{f"timeouts.{key}": seconds for key, seconds in times.items()}}

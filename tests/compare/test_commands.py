@@ -52,7 +52,7 @@ def test_json_holds_every_number(sandbox: Sandbox, pair: tuple[str, str]) -> Non
 
 def test_markdown_is_a_table(sandbox: Sandbox, pair: tuple[str, str]) -> None:
     _, out, _ = sandbox.run("compare", *pair, "--format", "md")
-    assert "| Case | A tokens/s | B tokens/s | B / A | n | q | verdict |" in out
+    assert "| Case | A<br>tokens/s | B<br>tokens/s | B / A | n | q | verdict |" in out
     assert "| 9 pairs |" in out
 
 
