@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable
 from stbench.agent.wirecapture import Capture
 
 # Names that say nothing about anybody; replacing "pi" would spoil "raspberrypi,5-model-b".
-_EVERYBODYS = {
+EVERYBODYS = {
     *("root", "user", "pi", "ubuntu", "debian", "fedora", "armbian", "android", "orangepi", "rock", "radxa"),
     *("khadas", "odroid", "sunrise", "raspberrypi", "localhost", "linux", "admin", "build", "test", "local"),
 }
@@ -69,7 +69,7 @@ class Anonymous:
         )
         words = {text.strip() for text in (*capture.private, *private) if len(text.strip()) > 1}
         # A host called after its board is called as thousands are.
-        own = [text for text in words if text.lower() not in _EVERYBODYS and text.lower() not in board]
+        own = [text for text in words if text.lower() not in EVERYBODYS and text.lower() not in board]
         # The longest first: a name within a name must not leave half of it.
         self._own = sorted(
             (text for text in own if not re.fullmatch(r"[0:. -]+", text)), key=len, reverse=True
@@ -96,7 +96,7 @@ class Anonymous:
         return lambda hit: self._names.of(kind, hit[0])
 
     def _home(self, name: str) -> str:
-        kept = name.lower() in _EVERYBODYS or re.fullmatch(r"(name|user)-\d+", name)
+        kept = name.lower() in EVERYBODYS or re.fullmatch(r"(name|user)-\d+", name)
         return name if kept else self._names.of("user", name)
 
     def _address(self, text: str) -> str:
