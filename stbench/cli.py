@@ -21,9 +21,17 @@ COMMANDS = {
     "sweep": "measure models on devices and print the table",
     "plan": "print what a sweep would do, its disk and its time, and do nothing",
     "grid": "print stored results in the shape of the published tables",
+    "reproduce": "run one published cell under its stated conditions and judge",
+    "chart": "draw stored results: speed, memory limit, cache, threads, depth, latency, energy, ...",
+    "report": "write one HTML file: verdict, tables, charts, devices and every record behind a number",
     "find-limit": "bisect the smallest memory limit at which a model runs, or reaches a speed",
     "profile": "run one case with the timeline on and say where a token's time goes",
+    "export": "write stored results in another program's format",
+    "import": "store another program's output as records, marked as imported",
     "compare": "compare two sets of results, or two engines of one, and judge",
+    "check": "hold this build against a baseline; fails when a change for the worse is confirmed",
+    "baseline": "make, show or update the file that `stbench check` holds builds against",
+    "history": "list each case's speed over many campaigns, with the points where it changed",
     "noise": "measure what a device shows without any cause: its noise floor",
     "devices": "list, add, trust, examine and clean devices",
     "models": "list the models that can be measured, or make one",
@@ -41,11 +49,13 @@ COMMANDS = {
 # Optional packages -> the extra that brings them.
 EXTRAS = {
     "tokenizers": "generate",
+    "ruptures": "history",
     "ziglang": "cross",
     "huggingface_hub": "hub",
     "cmake": "peer",
     "ninja": "peer",
     "gguf": "test",
+    "pyarrow": "parquet",
 }
 
 # What a shell reports for a program that died of SIGPIPE.
