@@ -54,7 +54,7 @@ def median_estimate(values: Iterable[float], nominal: float = NOMINAL) -> Estima
     """The median with the narrowest symmetric order-statistic interval of at least ``nominal`` coverage, or
     with the range where none exists. Raises ValueError for no values or values that are not finite."""
     ordered = sorted(values)
-    if not ordered or not all(math.isfinite(value) for value in ordered):
+    if not ordered or not all(map(math.isfinite, ordered)):
         raise ValueError("the median needs at least one value, and finite ones")
     n = len(ordered)
     median = statistics.median(ordered)

@@ -53,13 +53,16 @@ def series_of(frame: pd.DataFrame, metric: str, globs: Sequence[str] = ()) -> li
     known = rows[(rows["fingerprint"] != "") & ((rows["digest"] != "") | rows["usable"])]
     names = [*NAMES, *CONDITIONS]
     groups = [group for _, group in known.groupby(names, sort=True, dropna=False)]
-    labels = [clean(str(group["label"].iloc[0]), 120) for group in groups]
+    alike: dict[str, list[pd.DataFrame]] = {}
+    for group in groups:
+        alike.setdefault(clean(str(group["label"].iloc[0]), 120), []).append(group)
     made = []
-    for label, group in zip(labels, groups, strict=True):
-        alike = [other for text, other in zip(labels, groups, strict=True) if text == label]
-        told = [name for name in CONDITIONS if len({str(other[name].iloc[0]) for other in alike}) > 1]
-        said = ", ".join(f"{name} {clean(str(group[name].iloc[0])[:16], 16) or 'unknown'}" for name in told)
-        made.append(Series(label, metric, _points(group, metric), said))
+    for label, same in alike.items():
+        firsts = [group.iloc[0] for group in same]
+        told = [name for name in CONDITIONS if len({str(first[name]) for first in firsts}) > 1]
+        for first, group in zip(firsts, same, strict=True):
+            said = ", ".join(f"{name} {clean(str(first[name])[:16], 16) or 'unknown'}" for name in told)
+            made.append(Series(label, metric, _points(group, metric), said))
     return sorted(made, key=lambda one: (one.label, one.told))
 
 

@@ -17,7 +17,7 @@ from stbench.agent.wire import RunRecord
 from stbench.records import disturbance, storage_bound
 from stbench.records.columnar import Array
 from stbench.records.frame import COLUMNS, machine_columns
-from stbench.records.lines import UNFINISHED
+from stbench.records.lines import UNFINISHED, Outcome, Problems, Repetitions, has_result
 
 # Columns of the frame that these are, and whether a row counts at all.
 JOINT = (
@@ -26,6 +26,7 @@ JOINT = (
 )
 DERIVED = {**{name: COLUMNS[name] for name in JOINT}, "_keep": "bool"}
 EVIDENCE = {
+    "_facts": "bool",
     "_machine": "object",
     "_before": "float64",
     "_after": "float64",
@@ -47,6 +48,7 @@ def evidence_of(record: RunRecord) -> dict[str, Any]:
     machine, bound = disturbance.evidence_of(record), storage_bound.evidence_of(record)
     return {
         **storage_bound.own_columns(bound),
+        "_facts": record.facts is not None,
         "_machine": machine.machine,
         "_before": machine.before,
         "_after": machine.after,
@@ -69,8 +71,36 @@ def derive(column: ColumnOf) -> dict[str, Array]:
     """DERIVED, of columns that have all lines of a file in their order."""
     status, keep = column("status"), _latest(column("record_id"), column("status") == UNFINISHED)
     keep &= (column("purpose") == "measure") & (status != UNFINISHED)
-    judged = _judged(column, status == "ok", keep)
-    return {**judged, **_bounds(column, keep, judged["disturbed"]), "_keep": keep}
+    return {**jointly(column, keep), "_keep": keep}
+
+
+def jointly(column: ColumnOf, keep: Array) -> dict[str, Array]:
+    """JOINT, of the rows in ``keep``, which are all of some campaigns."""
+    judged = _judged(column, column("status") == "ok", keep)
+    return {**judged, **_bounds(column, keep, judged["disturbed"])}
+
+
+def repetitions(column: ColumnOf) -> Problems:
+    """What lines of one job and attempt have to be said of, as reading says it; lines are those of a file."""
+    said = Problems()
+    ids = column("record_id")
+    again = pd.Series(ids).duplicated(keep=False).to_numpy()
+    if not again.any():
+        return said
+    names = ("status", "purpose", "_line", "attempt", "label", "replicate", "_digest", "_result")
+    status, purpose, line, attempt, label, replicate, digest, result = (column(name) for name in names)
+    found = Repetitions()
+    for i in np.flatnonzero(again).tolist():
+        if not has_result(status[i], purpose[i]):
+            continue
+        number = int(line[i])
+        one = Outcome(
+            *(number, str(ids[i]), int(attempt[i]), str(label[i])),
+            *(int(replicate[i]), int(digest[i]), str(result[i])),
+        )
+        if sentence := found.look_at(one):
+            said.add(sentence[0], number, sentence[1])
+    return said
 
 
 def _latest(ids: Array, unfinished: Array) -> Array:
@@ -142,11 +172,13 @@ def _bounds(column: ColumnOf, keep: Array, disturbed: Array) -> dict[str, Array]
 
     partners: storage_bound.Partners = {}
     wanted = set(conditions[cached])
-    for i in np.flatnonzero(free & keep).tolist():
-        if conditions[i] in wanted:
-            storage_bound.add_partner(
-                partners, evidence(i), int(replicate[i]), float(tps[i]), disturbed=bool(disturbed[i])
-            )
+    started, ids = column("started_at"), column("record_id")
+    useful = [i for i in np.flatnonzero(free & keep).tolist() if conditions[i] in wanted]
+    # Of two jobs of a replicate under the same conditions the newest counts, wherever its line stands.
+    for i in sorted(useful, key=lambda i: (started[i], ids[i])):
+        storage_bound.add_partner(
+            partners, evidence(i), int(replicate[i]), float(tps[i]), disturbed=bool(disturbed[i])
+        )
     for i in np.flatnonzero(cached).tolist():
         for name, value in storage_bound.bound(
             evidence(i), int(replicate[i]), float(tps[i]), partners

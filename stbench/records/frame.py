@@ -28,23 +28,25 @@ tells
 ``gate``                  how the wait for a cool device ended; "" where there was none
 ``limit_share``           speed / what the memory allowed then (:mod:`stbench.records.limit_share`)
 ``limit_why``             why there is no such number though bandwidth was probed
+``arguments``             of a program, as devices.yaml has them: variables, then words; "" for our own engine
 ``provenance``            "measured" by our agent, or "imported" from another program's output
 ``memory_limit_bytes``    and what follows it: :mod:`stbench.records.limited_columns`
 ========================  ================================================================================
 """
 
-import json
 import math
+import shlex
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 import pandas as pd
 
-from stbench.agent.wire import ModelShape, PhaseCounters, RunRecord, Samples, SynthSpec, to_json
+from stbench.agent.wire import ModelShape, PhaseCounters, Program, RunRecord, Samples, SynthSpec
 from stbench.models import catalogue
 from stbench.records import limited_columns, storage_bound
 from stbench.records.disturbance import Verdict, gather_gb_per_s, judge, other_cpu_share, read_gb_per_s
 from stbench.records.limit_share import limit_share
+from stbench.records.one_run import unique_records as unique_records
 from stbench.sweeps.axes import AUTO_FFN
 from stbench.sweeps.sweep import ENGINE, switches_label, workload_label
 
@@ -62,6 +64,7 @@ COLUMNS: dict[str, str] = {
     "case": "object",
     "replicate": "int64",
     "engine": "object",
+    "arguments": "object",
     "library": "object",
     "status": "object",
     "detail": "object",
@@ -145,6 +148,7 @@ _FILLED = {
     "library": ["campaign", "device", "engine"],
     "fingerprint": ["campaign", "device"],
 }
+_NAMES = frozenset(catalogue.names())
 _REPACKED = {True: "yes", False: "no", None: ""}
 _PERCENTILES = {"tpot_p50_ms": 0.5, "tpot_p95_ms": 0.95, "tpot_p99_ms": 0.99}
 
@@ -167,12 +171,16 @@ def to_frame(records: Iterable[RunRecord]) -> pd.DataFrame:
 
 def filled(frame: pd.DataFrame) -> pd.DataFrame:
     """The frame with what a run that failed early did not come to say, where its campaign says only one."""
-    frame = frame.copy()
     for name, keys in _FILLED.items():
+        values = frame[name]
+        if not (values == "").any():
+            continue
+        values = values.copy()
         for _, group in frame.groupby(keys, sort=True, dropna=False):
             known = sorted(set(group[name]) - {""})
             if len(known) == 1:
-                frame.loc[group.index, name] = known[0]
+                values.loc[group.index] = known[0]
+        frame = frame.assign(**{name: values})
     return frame
 
 
@@ -208,7 +216,7 @@ def catalogue_model(record: RunRecord) -> str:
     name = record.model.name
     if name.endswith(catalogue.STANDARD_SUFFIX) and record.engine != ENGINE:
         name = name.removesuffix(catalogue.STANDARD_SUFFIX)
-    if name in catalogue.names():
+    if name in _NAMES:
         return name
     if record.shape is None or record.model.synthetic is not None:
         return ""
@@ -268,6 +276,7 @@ def own_row(record: RunRecord) -> dict[str, Any]:
         "case": record.case,
         "replicate": record.replicate,
         "engine": record.engine,
+        "arguments": _arguments(record.program),
         "library": record.versions.library_sha256 if record.versions else "",
         "status": record.status,
         "detail": record.detail,
@@ -326,6 +335,14 @@ def own_row(record: RunRecord) -> dict[str, Any]:
     row.update(_limits(record, row["decode_tps"]))
     row.update(limited_columns.limited_row(record, usable=usable))
     return row
+
+
+def _arguments(program: Program | None) -> str:
+    """All but the program's own path, which is a build's."""
+    if program is None:
+        return ""
+    variables = [f"{name}={value}" for name, value in sorted(program.environment.items())]
+    return shlex.join([*variables, *program.command[1:]])
 
 
 def _tokens(record: RunRecord) -> tuple[int, int, int]:
@@ -424,12 +441,3 @@ def machine_columns(verdict: Verdict) -> dict[str, Any]:
         "off_level": verdict.off_level,
         "disturbance": "; ".join(verdict.reasons),
     }
-
-
-def unique_records(records: Iterable[RunRecord]) -> list[RunRecord]:
-    """The records without exact repetitions (one file read twice), in an order that does not depend on the
-    order given: by start, id, then content."""
-    keyed = {json.dumps(to_json(record), sort_keys=True): record for record in records}
-    return [
-        keyed[key] for key in sorted(keyed, key=lambda text: (keyed[text].started_at, keyed[text].id, text))
-    ]

@@ -19,6 +19,8 @@ from stbench.records.roofline import TokenBytes, token_bytes
 _GATHERED_MATRICES = {"off": 0, "gate-up": 1, "full": 2}
 # Architectures whose bytes per token roofline.token_bytes knows.
 _KNOWN_SHAPES = ("smallthinker", "qwen3", "qwen3moe", "llama", "gemma3n")
+# Bytes per token of models, by their shapes.
+_BYTES: dict[str, TokenBytes] = {}
 
 
 @dataclass(frozen=True)
@@ -66,7 +68,11 @@ def bytes_per_token(record: RunRecord) -> TokenBytes | None:
             return None
         if switches.sparse_ffn or switches.sparse_lm_head:
             return None
-        return token_bytes(spec)
+        # Adding shapes up takes longer than reading a record.
+        key = repr(spec)
+        if key not in _BYTES:
+            _BYTES[key] = token_bytes(spec)
+        return _BYTES[key]
     if record.effective is None or record.effective.sparse_ffn not in _GATHERED_MATRICES:
         return None
     row_bytes = record.bracket.row_bytes if record.bracket else 0

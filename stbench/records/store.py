@@ -21,7 +21,7 @@ from stbench.agent import wire
 from stbench.agent.wire import RunRecord
 from stbench.errors import BusyError, InputError, StoreError
 from stbench.records.lines import UNFINISHED as UNFINISHED
-from stbench.records.lines import Problems, Repetitions, read_lines
+from stbench.records.lines import Problems, Repetitions, outcome_of, read_lines
 from stbench.records.lines import parse_record as parse_record
 
 RECORDS = "records.jsonl"
@@ -90,17 +90,18 @@ def read_records(path: Path) -> Reading:
     """Reads a campaign's directory or a records file without changing it. Raises :class:`InputError`."""
     path = records_path(path)
     records: list[RunRecord] = []
-    problems, repetitions = Problems(path), Repetitions()
+    problems, repetitions = Problems(), Repetitions()
     torn_at = None
     for line in read_lines(path):
         problems.look_at(line)
         if line.record is not None:
             records.append(line.record)
-        if found := repetitions.look_at(line):
+        outcome = outcome_of(line)
+        if outcome is not None and (found := repetitions.look_at(outcome)):
             problems.add(found[0], line.number, found[1])
         if line.torn:
             torn_at = line.offset
-    return Reading(records, problems.sentences(), torn_at, problems.left_out)
+    return Reading(records, problems.sentences(path), torn_at, problems.left_out)
 
 
 class Store:

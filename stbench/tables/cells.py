@@ -62,14 +62,15 @@ _CACHE = (
 )
 
 
-def speed_cell(replicates: pd.DataFrame, metric: str) -> Cell:
-    """A cell for rows of one case (at least one), ``metric`` being "decode_tps" or "prefill_tps".
+def speed_cell(replicates: pd.DataFrame, metric: str, details: dict[str, Any] | None = None) -> Cell:
+    """A cell for rows of one case (at least one), ``metric`` being "decode_tps" or "prefill_tps"; ``details``
+    are those of the case where they are known.
 
     One replicate that computed wrong output takes the speed of the whole cell away: the others ran the same
     code. Without any usable replicate the cell says how they ended instead. Disturbed replicates are left out
     unless there are no others.
     """
-    details = _details(replicates)
+    details = details_of(replicates) if details is None else details
     marks = [SYNTHETIC] if replicates["synthetic"].any() else []
     if is_wrong(replicates):
         return Cell(WRONG_OUTPUT, join_marks([*marks, WRONG]), details=details)
@@ -83,7 +84,7 @@ def speed_cell(replicates: pd.DataFrame, metric: str) -> Cell:
         marks.append(SOME_DISTURBED)
     elif shown["disturbed"].any():
         marks.append(DISTURBED)
-    estimate = median_estimate(float(value) for value in shown[metric])
+    estimate = median_estimate(shown[metric].tolist())
     if max(estimate.high - estimate.median, estimate.median - estimate.low) > TOO_NOISY * estimate.median:
         marks.append(NOISY)
     marks += _run_marks(usable)
@@ -171,7 +172,7 @@ def _most_common_end(replicates: pd.DataFrame) -> str:
     return clean(min(ends, key=lambda end: (-ends[end], end)), 40)
 
 
-def _details(replicates: pd.DataFrame) -> dict[str, Any]:
+def details_of(replicates: pd.DataFrame) -> dict[str, Any]:
     """JSON-ready facts of a cell, for the proof: numbers are medians over the replicates that count."""
     all_usable = replicates[replicates["usable"]]
     ran = all_usable if len(all_usable) and not is_wrong(replicates) else replicates
@@ -187,14 +188,14 @@ def _details(replicates: pd.DataFrame) -> dict[str, Any]:
         "digest": _texts(replicates["digest"]),
         "synthetic": bool(replicates["synthetic"].any()),
         "profile": _texts(replicates["profile"]),
-        "threads": sorted({int(n) for n in ran["threads"]}),
+        "threads": sorted({int(n) for n in set(ran["threads"])}),
         "affinity": _texts(ran["affinity"]),
         "isa": _texts(ran["isa"]),
         "load": _texts(ran["load"]),
         "sparse_ffn": _texts(ran["sparse_ffn_effective"]),
         "down_layout": _texts(ran["down_layout"]),
         "check": dict(sorted(Counter(ran["check"]).items())),
-        "check_positions": sorted({int(n) for n in ran["check_positions"]}),
+        "check_positions": sorted({int(n) for n in set(ran["check_positions"])}),
         "output_hash": _texts(ran["output_hash"]),
         "throttled": dict(sorted(Counter(ran["throttled"]).items())),
         "decode_tps": _median(usable["decode_tps"]),
@@ -241,7 +242,7 @@ def _details(replicates: pd.DataFrame) -> dict[str, Any]:
 
 
 def _texts(column: "pd.Series[Any]") -> list[str]:
-    return sorted({str(value) for value in column} - {""})
+    return sorted({str(value) for value in set(column)} - {""})
 
 
 def _median(column: "pd.Series[Any]") -> float | None:

@@ -20,13 +20,15 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from stbench.agent.wire import RunRecord
-from stbench.campaigns.campaign import UNFINISHED
 from stbench.devices.engine_names import needs_llama_cpp
 from stbench.errors import UsageError
+from stbench.records.derived import counts
 from stbench.records.frame import filled, to_frame, unique_records
 from stbench.records.limited_columns import LIMITED
+from stbench.records.one_run import one_per_run
+from stbench.records.rows import joined
 from stbench.sweeps.sweep import ENGINE, switches_label
-from stbench.tables import cells, limited_grid, merging, notes, published
+from stbench.tables import cells, engine_view, limited_grid, merging, notes, published
 from stbench.tables.merging import CONDITION
 from stbench.tables.published import PublishedRow, PublishedTable
 from stbench.tables.table import (
@@ -75,21 +77,27 @@ class _RowSpec:
     parent: str = ""
 
 
-def build_tables(records: Iterable[RunRecord], ratio_to: Mapping[str, str] | None = None) -> list[Table]:
+def build_tables(
+    records: Iterable[RunRecord], ratio_to: Mapping[str, str] | None = None, engine: str = engine_view.ALL
+) -> list[Table]:
     """The 4B table, the 21B table when a model of it was measured, all limited cases with what each limit
     cost, and a list of the other cases that these do not show. Cancelled runs are no results and not counted.
 
     ``ratio_to`` maps a measured device to the published device that it is (key of published_speed.csv), for a
     ratio column. Devices called like a published one need no entry; comparing others is not meaningful.
-    Raises KeyError for an unknown published device.
+    Raises KeyError for an unknown published device, :class:`UsageError` for an ``engine`` without records.
     """
-    kept = [
-        record
-        for record in unique_records(records)
-        if record.purpose == "measure" and record.status != UNFINISHED
-    ]
-    kept, claims = merging.one_per_run(kept)
-    return tables_of(to_frame(kept), notes.device_facts(kept), claims, ratio_to)
+    kept, claims = finished(records)
+    frame = engine_view.rows_of_engine(to_frame(kept), engine)
+    return tables_of(frame, notes.device_facts(kept), claims, ratio_to)
+
+
+def finished(records: Iterable[RunRecord]) -> tuple[list[RunRecord], list[str]]:
+    """The finished measurements among them, one per run, in the order of their starts, and sentences on those
+    that claim to be one run."""
+    kept = [record for record in unique_records(records) if counts(record.purpose, record.status)]
+    places, claims = one_per_run(kept)
+    return [kept[place] for place in places], claims
 
 
 def tables_of(
@@ -98,7 +106,7 @@ def tables_of(
     claims: Sequence[str],
     ratio_to: Mapping[str, str] | None = None,
 ) -> list[Table]:
-    """:func:`build_tables` of rows that were read otherwise (:mod:`stbench.records.record_index`): finished
+    """:func:`build_tables` of rows that were read otherwise (:mod:`stbench.records.gathering`): finished
     measurements, ordered by start and id. ``claims``: sentences on records that claim to be one run."""
     ratio_to = dict(ratio_to or {})
     for reference in ratio_to.values():
@@ -211,7 +219,7 @@ def _published_shape(
         elsewise = sum(len(found.rows) for found in filled.values() if found.elsewise)
         left = len(group) - len(chosen) - elsewise
         selected.append(notes.selection(name, str(device), str(engine), condition, filled, left))
-    shown = pd.concat(picked) if picked else own.iloc[:0]
+    shown = joined(picked) if picked else own.iloc[:0]
     profiles = tuple(notes.synthetic_sentences(shown))
     labels = {spec.key: _full_label(spec, specs) for spec in specs}
     first = [published.THREAD_NOTE, *notes.device_sentences(selected, facts)]
@@ -384,8 +392,9 @@ def _other_cases(frame: pd.DataFrame, facts: notes.Facts, described: set[str]) -
     groups = [group for _, group in frame.groupby(list(CASE), sort=True, dropna=False)]
     for i, (label, group) in enumerate(zip(_distinct_labels(groups), groups, strict=True)):
         has_gen = bool(group["n_gen"].iloc[0])
-        decode = cells.speed_cell(group, "decode_tps") if has_gen else Cell()
-        prefill = cells.speed_cell(group, "prefill_tps") if group["n_prompt"].iloc[0] else Cell()
+        details = cells.details_of(group)
+        decode = cells.speed_cell(group, "decode_tps", details) if has_gen else Cell()
+        prefill = cells.speed_cell(group, "prefill_tps", details) if group["n_prompt"].iloc[0] else Cell()
         memory = _memory(decode if has_gen else prefill)
         made = {"decode": decode, "prefill": prefill, "limit": cells.limit_cell(decode), "rss": memory}
         rows.append(Row(f"case:{i}", label, made))
@@ -405,10 +414,16 @@ def _other_cases(frame: pd.DataFrame, facts: notes.Facts, described: set[str]) -
 def _distinct_labels(groups: Sequence[pd.DataFrame]) -> list[str]:
     """The cases' labels; where several have the same one, what they differ in is added."""
     labels = [clean(str(group["label"].iloc[0]), 120) for group in groups]
+    alike: dict[str, list[pd.DataFrame]] = {}
+    for label, group in zip(labels, groups, strict=True):
+        alike.setdefault(label, []).append(group)
+    differing: dict[str, list[str]] = {}
+    for label, same in alike.items():
+        firsts = [group.iloc[0] for group in same] if len(same) > 1 else []
+        differing[label] = [key for key in CASE if len({str(first[key]) for first in firsts}) > 1]
     out = []
     for label, group in zip(labels, groups, strict=True):
-        alike = [other for text, other in zip(labels, groups, strict=True) if text == label]
-        differing = [key for key in CASE if len({str(other[key].iloc[0]) for other in alike}) > 1]
-        extra = ", ".join(f"{key} {clean(str(group[key].iloc[0]), 20) or 'unknown'}" for key in differing)
+        first = group.iloc[0]
+        extra = ", ".join(f"{key} {clean(str(first[key]), 20) or 'unknown'}" for key in differing[label])
         out.append(f"{label} [{extra}]" if extra else label)
     return out

@@ -14,7 +14,6 @@ from typing import Any
 
 import pandas as pd
 
-from stbench.agent.wire import RunRecord
 from stbench.comparison.intervals import median_estimate
 from stbench.tables import cells, limited_grid
 from stbench.tables.table import clean, count, number
@@ -156,8 +155,7 @@ def _contradiction(chosen: pd.DataFrame, other: pd.DataFrame) -> str:
     """Whether intervals (or ranges) of two measurements of one case do not even touch, or outputs differ."""
     words = []
     values = [
-        [float(v) for v in cells.undisturbed(rows[rows["usable"]])["decode_tps"].dropna()]
-        for rows in (chosen, other)
+        cells.undisturbed(rows[rows["usable"]])["decode_tps"].dropna().tolist() for rows in (chosen, other)
     ]
     if all(values):
         mine, theirs = map(median_estimate, values)
@@ -178,23 +176,3 @@ def _one_thread_setting(rows: pd.DataFrame, rule: int | None) -> pd.DataFrame:
     if rule is not None:
         groups = [group for group in groups if (group["threads"] == rule).all()] or groups
     return max(groups, key=cells.thread_rank)
-
-
-def one_per_run(records: Sequence[RunRecord]) -> tuple[list[RunRecord], list[str]]:
-    """The records, of several that claim to be one run of one campaign the newest alone, and a sentence for
-    each such run whose records do not just count attempts. Edited copies of a campaign come to this."""
-    kept: dict[tuple[str, str, str], RunRecord] = {}
-    claims: dict[tuple[str, str, str], list[RunRecord]] = {}
-    for record in records:
-        key = (record.campaign, record.device, record.id)
-        kept[key] = record
-        claims.setdefault(key, []).append(record)
-    out = []
-    for (campaign, _, _), same in claims.items():
-        if len({record.attempt for record in same}) < len(same):
-            out.append(
-                f"{clean(same[0].label, 120)}: {len(same)} different records of campaign "
-                f"{clean(campaign, 60) or '-'} claim to be replicate {same[0].replicate}: the newest is "
-                f"taken."
-            )
-    return list(kept.values()), sorted(out)

@@ -1,8 +1,8 @@
 """A million records: ``python -m tests.benchmarks.million_records [COUNT] [--folder DIR]``.
 
 Writes that many records of 3 KB and more, made from real ones with other numbers (3 to 8 GB, deleted
-afterwards), indexes them in a process of its own, and prints their grid from the warm index in another: times
-and peak memory of both. The small version is a test, tests/history/test_record_index.py.
+afterwards), indexes them in a process of its own, and prints their grid and history from the warm index in
+others: times and peak memory of each. The small version is a test, tests/history/test_record_index.py.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import argparse
 import json
 import os
 import random
+import resource
 import shutil
 import subprocess
 import sys
@@ -24,12 +25,15 @@ SOURCE = ROOT / "results" / "epyc-2core-quick" / "records.jsonl"
 
 # Campaigns of so many records: of each of the source's cases some replicates.
 CAMPAIGN = 50_000
+# Of each case so many different speeds, bandwidths and so on.
+VARIANTS = 256
 
 _COMMAND = """
 import resource, sys
 from stbench.cli import main
 code = main(sys.argv[1:])
-print("peak", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, file=sys.stderr)
+for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN):
+    print("peak", resource.getrusage(who).ru_maxrss, file=sys.stderr)
 sys.exit(code)
 """
 
@@ -62,26 +66,37 @@ def _shorten(record: dict[str, Any]) -> None:
 def generate(path: Path, count: int) -> int:
     """Writes records with times to order; the same for the same count. Returns their bytes."""
     chance = random.Random(count)
-    sources = templates()
+    sources = [_lines(record, chance, min(VARIANTS, count // 100 + 1)) for record in templates()]
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w") as file:
         for i in range(count):
             campaign, place = divmod(i, CAMPAIGN)
-            record = sources[place % len(sources)]
-            slower = chance.lognormvariate(0, 0.03)
-            record["id"] = f"{chance.getrandbits(64):016x}"
-            record["campaign"] = f"night-{campaign:03}"
-            record["replicate"] = place // len(sources)
+            replicate, source = divmod(place, len(sources))
             days, seconds = divmod(i, 86_400)
-            clock = f"{seconds // 3600:02}:{seconds // 60 % 60:02}:{seconds % 60:02}"
-            record["started_at"] = (
-                f"{2020 + days // 336}-{days // 28 % 12 + 1:02}-{days % 28 + 1:02}T{clock}Z"
-            )
-            record = {**record, "samples": _varied(record["samples"], slower)}
-            record["memory"]["peak_rss_bytes"] = round(2e9 * chance.uniform(0.99, 1.01))
-            _vary_bracket(record.get("bracket"), chance)
-            file.write(json.dumps(record, separators=(",", ":")) + "\n")
+            values = {
+                "id": f"{chance.getrandbits(64):016x}",
+                "campaign": f"night-{campaign:03}",
+                "replicate": replicate,
+                "started_at": f"{2020 + days // 336}-{days // 28 % 12 + 1:02}-{days % 28 + 1:02}T"
+                f"{seconds // 3600:02}:{seconds // 60 % 60:02}:{seconds % 60:02}Z",
+            }
+            rest = sources[source][chance.randrange(len(sources[source]))]
+            file.write(f"{json.dumps(values, separators=(',', ':'))[:-1]},{rest}\n")
     return path.stat().st_size
+
+
+def _lines(record: dict[str, Any], chance: random.Random, count: int) -> list[str]:
+    """What follows behind the fields that are every record's own, with so many different numbers: to write a
+    million records must not take longer than to read them."""
+    made = []
+    for _ in range(count):
+        one = {**record, "samples": _varied(record["samples"], chance.lognormvariate(0, 0.03))}
+        one["memory"] = {**record["memory"], "peak_rss_bytes": round(2e9 * chance.uniform(0.99, 1.01))}
+        _vary_bracket(one.get("bracket"), chance)
+        for name in ("id", "campaign", "replicate", "started_at"):
+            del one[name]
+        made.append(json.dumps(one, separators=(",", ":"))[1:])
+    return made
 
 
 def _varied(samples: dict[str, Any], factor: float) -> dict[str, Any]:
@@ -99,9 +114,10 @@ def _vary_bracket(bracket: dict[str, Any] | None, chance: random.Random) -> None
             bracket[side] = {"bytes": round(rate * chance.uniform(0.98, 1.02) * ns), "ns": ns}
 
 
-def timed(arguments: list[str], folder: Path) -> tuple[float, int, str]:
-    """Seconds, peak memory in bytes and output of ``stbench`` in a process of its own."""
-    begin = time.monotonic()
+def timed(arguments: list[str], folder: Path) -> str:
+    """Runs ``stbench`` in a process of its own: its seconds, lines, and peak memory, with that of the largest
+    of its readers."""
+    begin, before = time.monotonic(), resource.getrusage(resource.RUSAGE_CHILDREN)
     done = subprocess.run(
         [sys.executable, "-c", _COMMAND, *arguments],
         env={**os.environ, "XDG_CACHE_HOME": str(folder / "cache")},
@@ -109,9 +125,12 @@ def timed(arguments: list[str], folder: Path) -> tuple[float, int, str]:
         text=True,
         check=True,
     )
-    seconds = time.monotonic() - begin
-    peak = int(done.stderr.rpartition("peak ")[2]) * 1024
-    return seconds, peak, done.stdout
+    seconds, after = time.monotonic() - begin, resource.getrusage(resource.RUSAGE_CHILDREN)
+    cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    own, readers = (int(line.split()[1]) // 1024 for line in done.stderr.splitlines()[-2:])
+    memory = f"{own} MiB" + (f" and {readers} MiB in each reader" if readers else "")
+    lines = done.stdout.count("\n")
+    return f"{seconds:.1f} s ({cpu:.1f} s of CPU time), peak memory {memory}, {lines} lines"
 
 
 def main() -> int:
@@ -128,20 +147,16 @@ def main() -> int:
         print(
             f"{arguments.count} records, {size / 1e9:.2f} GB, in {time.monotonic() - begin:.0f} s", flush=True
         )
-        seconds, peak, _ = timed(["history", str(path), "--index-only"], folder)
+        said = timed(["history", str(path), "--index-only"], folder)
         index = (folder / "cache" / "stbench" / "records-index.sqlite").stat().st_size
-        print(
-            f"first indexing: {seconds:.0f} s, {arguments.count / seconds:.0f} records/s, peak memory "
-            f"{peak / 2**20:.0f} MiB, index {index / 1e6:.0f} MB",
-            flush=True,
-        )
-        for command in (["grid", str(path), "--format", "md"], ["history", str(path)]):
-            seconds, peak, printed = timed(command, folder)
-            lines = len(printed.splitlines())
-            print(
-                f"warm {command[0]}: {seconds:.1f} s, peak memory {peak / 2**20:.0f} MiB, {lines} lines",
-                flush=True,
-            )
+        print(f"first indexing: {said}, index of {index / 1e6:.0f} MB", flush=True)
+        for command in (
+            ["grid", str(path), "--format", "md"],
+            ["grid", str(path), "--json"],
+            ["history", str(path)],
+        ):
+            name = " ".join(word for word in command if word != str(path))
+            print(f"warm {name}: {timed(command, folder)}", flush=True)
     finally:
         shutil.rmtree(folder)
     return 0

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import json
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
@@ -15,10 +18,13 @@ import pandas as pd
 import pytest
 
 from stbench.agent import wire
-from stbench.records import record_index, store
-from stbench.records.frame import to_frame, unique_records
-from stbench.records.record_index import Gathered, RecordIndex
-from stbench.tables import grid, merging, notes, render
+from stbench.agent.wire import RunRecord
+from stbench.errors import InputError
+from stbench.records import index_reading, record_index, store
+from stbench.records.frame import to_frame
+from stbench.records.gathering import Gathered
+from stbench.records.record_index import RecordIndex
+from stbench.tables import grid, notes, render
 from tests.benchmarks.million_records import generate
 from tests.compare.records import beside, case, disturbed, noisy, write
 from tests.conftest import require
@@ -32,9 +38,11 @@ REAL = [ROOT / "results" / f"epyc-2core-{name}" for name in ("cache-sizes-4b", "
 
 def from_records(paths: Sequence[Path]) -> pd.DataFrame:
     """Rows as the grid makes them without an index."""
-    records = [record for path in paths for record in store.read_records(path).latest()]
-    kept = [r for r in unique_records(records) if r.purpose == "measure" and r.status != store.UNFINISHED]
-    return to_frame(merging.one_per_run(kept)[0])
+    return to_frame(grid.finished(read(paths))[0])
+
+
+def read(paths: Sequence[Path]) -> list[RunRecord]:
+    return [record for path in paths for record in store.read_records(path).latest()]
 
 
 def gathered(paths: Sequence[Path], index: Path) -> Gathered:
@@ -44,9 +52,17 @@ def gathered(paths: Sequence[Path], index: Path) -> Gathered:
         return found
 
 
+def assert_equal(found: Gathered, wanted: pd.DataFrame) -> None:
+    pd.testing.assert_frame_equal(found.rows.frame().reset_index(drop=True), wanted)
+
+
 def assert_same(paths: Sequence[Path], index: Path) -> Gathered:
+    """Rows, sentences and facts are those of reading."""
     found = gathered(paths, index)
-    pd.testing.assert_frame_equal(found.frame, from_records(paths))
+    assert_equal(found, from_records(paths))
+    assert found.problems == tuple(text for path in paths for text in store.read_records(path).problems)
+    kept, claims = grid.finished(read(paths))
+    assert (list(found.claims), found.facts) == (claims, notes.device_facts(kept))
     return found
 
 
@@ -71,7 +87,7 @@ def campaign(tmp_path: Path) -> Path:
 def test_rows_are_those_of_reading(
     index: Path, campaign: Path, chunk: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(record_index, "CHUNK", chunk)
+    monkeypatch.setattr(index_reading, "CHUNK", chunk)
     found = assert_same([campaign], index)
     assert found.frame["disturbed"].sum() == 2
     assert found.frame["off_level"].sum() == 1
@@ -84,7 +100,7 @@ def test_all_committed_campaigns_and_their_tables(index: Path) -> None:
     require(all(path.is_dir() for path in REAL), "a checkout has results/")
     assert_same(REAL, index)
     found = gathered(REAL[:2], index)
-    records = [record for path in REAL[:2] for record in store.read_records(path).latest()]
+    records = read(REAL[:2])
     made = grid.tables_of(found.frame, found.facts, found.claims)
     assert render.json_text(made) == render.json_text(grid.build_tables(records))
     assert found.facts == notes.device_facts(records)
@@ -93,14 +109,14 @@ def test_all_committed_campaigns_and_their_tables(index: Path) -> None:
 def test_appended_lines_are_read_alone(index: Path, campaign: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     gathered([campaign], index)
     read: list[int] = []
-    lines = record_index.read_lines
+    lines = index_reading.read_lines
 
     def counting(path: Path, *, offset: int = 0, number: int = 0) -> object:
         for line in lines(path, offset=offset, number=number):
             read.append(line.number)
             yield line
 
-    monkeypatch.setattr(record_index, "read_lines", counting)
+    monkeypatch.setattr(index_reading, "read_lines", counting)
     more = [beside(one, 40.0) for one in case(noisy(40, seed=1), start=60)][30:]
     with (campaign / "records.jsonl").open("a") as file:
         file.write("".join(wire.dumps(one) + "\n" for one in more))
@@ -164,15 +180,13 @@ def test_a_damaged_index_is_made_anew(index: Path, campaign: Path, damage: str) 
             file.seek(4096)
             file.write(b"\xff" * (index.stat().st_size - 8192))
     else:
-        import sqlite3
-
         with sqlite3.connect(index) as database:
             database.execute("UPDATE meta SET version = 'older'")
         database.close()
     with RecordIndex(index) as opened:
         found = opened.gather([campaign])
         assert len(opened.notes) == 1
-    pd.testing.assert_frame_equal(found.frame, from_records([campaign]))
+    assert_equal(found, from_records([campaign]))
     gathered([campaign], index)
 
 
@@ -180,35 +194,88 @@ def test_one_campaign_in_two_places_counts_once(index: Path, campaign: Path, tmp
     copy = tmp_path / "copy.jsonl"
     copy.write_bytes((campaign / "records.jsonl").read_bytes())
     assert len(assert_same([campaign, copy], index).frame) == 30
-    edited = copy.read_bytes().replace(b'"detail":""', b'"detail":"edited"', 1)
+    copy.write_text("".join(json.dumps(json.loads(line)) + "\n" for line in copy.read_text().splitlines()))
+    assert not assert_same([campaign, copy], index).claims
+    edited = copy.read_bytes().replace(b'"detail": ""', b'"detail": "edited"', 1)
     copy.write_bytes(edited)
-    found = gathered([campaign, copy], index)
-    assert (len(found.frame), len(found.claims)) == (30, 1)
+    for paths in ([campaign, copy], [copy, campaign]):
+        found = assert_same(paths, index)
+        assert (len(found.frame), len(found.claims)) == (30, 1)
+
+
+def test_a_campaign_in_two_files_is_judged_as_one(index: Path, tmp_path: Path) -> None:
+    """Each half by itself is at a level of its own; only together they show which was disturbed."""
+    runs = [beside(one, 40.0 if i < 20 else 30.0) for i, one in enumerate(case(noisy(40)))]
+    first = Path(write(tmp_path / "first", runs[:20]))
+    second = Path(write(tmp_path / "second", runs[20:]))
+    assert not assert_same([second], index).frame["disturbed"].any()
+    for paths in ([first, second], [second, first]):
+        assert assert_same(paths, index).frame["disturbed"].sum() == 20
+
+
+def test_a_file_with_its_old_time_is_read_anew(index: Path, campaign: Path) -> None:
+    path = campaign / "records.jsonl"
+    gathered([campaign], index)
+    before = path.stat()
+    _edit(path)
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert (path.stat().st_size, path.stat().st_mtime_ns) == (before.st_size, before.st_mtime_ns)
+    assert_same([campaign], index)
+
+
+def test_a_removed_file_is_forgotten(index: Path, campaign: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other.jsonl"
+    other.write_bytes((campaign / "records.jsonl").read_bytes())
+    gathered([campaign, other], index)
+    other.unlink()
+    with pytest.raises(InputError, match="no such file"):
+        gathered([campaign, other], index)
+    _replace(campaign / "records.jsonl")
+    assert_same([campaign], index)
+    with sqlite3.connect(index) as database:
+        assert database.execute("SELECT count(*) FROM files").fetchone() == (1,)
+        assert database.execute("SELECT count(DISTINCT file) FROM columns").fetchone() == (1,)
+    database.close()
 
 
 _READER = """
 import sys
 from pathlib import Path
-from stbench.records import record_index
-record_index.CHUNK = 50
+from stbench.records import index_reading, record_index
+index_reading.CHUNK = 50
+index_reading.SEVERAL_BYTES = int(sys.argv[3])
+started = index_reading._start
+def start():
+    process = started()
+    print("reader", process.pid, flush=True)
+    return process
+index_reading._start = start
 with record_index.RecordIndex(Path(sys.argv[2])) as index:
     index.gather([Path(sys.argv[1])], lambda done, total: print(done, flush=True))
 """
 
 
-def test_a_killed_reader_loses_one_chunk(index: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("several", [0, 1 << 40], ids=["processes", "alone"])
+def test_a_killed_reader_loses_what_it_had_not_stored(index: Path, tmp_path: Path, several: int) -> None:
     campaign = Path(write(tmp_path / "results" / "c1", case(noisy(600))))
     child = subprocess.Popen(
-        [sys.executable, "-c", _READER, str(campaign), str(index)],
+        [sys.executable, "-c", _READER, str(campaign), str(index), str(several)],
         cwd=ROOT,
         stdout=subprocess.PIPE,
         text=True,
     )
     assert child.stdout is not None
-    for _ in range(4):
-        assert child.stdout.readline()
+    readers, progress = [], 0
+    while progress < 4:
+        words = child.stdout.readline().split()
+        assert words
+        if words[0] == "reader":
+            readers.append(int(words[1]))
+        else:
+            progress += 1
     os.kill(child.pid, signal.SIGKILL)
     child.wait(timeout=60)
+    assert bool(readers) == (several == 0)
     begun: list[int] = []
     with RecordIndex(index) as opened:
         found = opened.gather([campaign], lambda done, total: begun.append(done))
@@ -217,23 +284,59 @@ def test_a_killed_reader_loses_one_chunk(index: Path, tmp_path: Path) -> None:
         assert offset == 0
         (chunks,) = opened._database.execute("SELECT count(*) FROM chunks WHERE rows = 50").fetchone()
     assert chunks >= 4
-    pd.testing.assert_frame_equal(found.frame, from_records([campaign]))
+    assert_equal(found, from_records([campaign]))
+    # Nobody writes to them any more.
+    deadline = time.monotonic() + 60
+    while any(_runs(pid) for pid in readers):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
 
 
-def test_ten_thousand_records(index: Path, tmp_path: Path) -> None:
+def _runs(pid: int) -> bool:
+    with contextlib.suppress(OSError):
+        return b"index_reading" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    return False
+
+
+def test_processes_read_the_same_and_one_that_dies_is_done_without(
+    index: Path, campaign: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(index_reading, "CHUNK", 3)
+    monkeypatch.setattr(index_reading, "processes_for", lambda size: 2)
+    started = index_reading._start
+    processes = []
+
+    def start() -> subprocess.Popen[bytes]:
+        processes.append(started())
+        if len(processes) == 4:
+            processes[-1].kill()
+        return processes[-1]
+
+    monkeypatch.setattr(index_reading, "_start", start)
+    path = campaign / "records.jsonl"
+    whole = path.read_bytes()
+    path.write_bytes(b"\xef\xbb\xbf" + whole.replace(b"\n", b"\r\n", 9) + b"{}\n" * 9 + b"\0\n" + whole[:99])
+    for _ in range(2):
+        assert_same([campaign], index)
+        index.unlink()
+    assert len(processes) == 4
+
+
+def test_many_records(index: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The small version of `python -m tests.benchmarks.million_records`: streamed in several chunks, and the
     second time a matter of reading columns."""
+    monkeypatch.setattr(index_reading, "CHUNK", 500)
     path = tmp_path / "results" / "many" / "records.jsonl"
-    generate(path, 10_000)
-    begin = time.monotonic()
+    generate(path, 2_000)
     found = gathered([path], index)
-    reading = time.monotonic() - begin
-    assert len(found.frame) == 10_000
+    assert len(found.frame) == 2_000
     assert found.frame["usable"].all()
-    begin = time.monotonic()
-    again = gathered([path], index)
-    assert time.monotonic() - begin < reading / 4
-    pd.testing.assert_frame_equal(again.frame, found.frame)
+
+    def reads(path: Path, span: object) -> object:
+        raise AssertionError(f"{path} is known")
+
+    monkeypatch.setattr(index_reading, "read_span", reads)
+    assert_equal(gathered([path], index), found.rows.frame().reset_index(drop=True))
 
 
 def test_the_grid_by_the_index_is_the_grid(sandbox: Sandbox) -> None:

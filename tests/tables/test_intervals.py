@@ -8,7 +8,7 @@ import random
 from statistics import median
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stbench.comparison.intervals import NOMINAL, coverage, median_estimate
@@ -64,6 +64,7 @@ def test_six_replicates_in_numbers() -> None:
     assert (found.median, found.low, found.high, found.coverage) == (30.35, 29.0, 35.0, 0.96875)
 
 
+@settings(deadline=None)
 @given(st.lists(st.floats(-1e9, 1e9), min_size=1, max_size=40), st.randoms())
 def test_order_never_matters_and_the_median_is_inside(values: list[float], rng: random.Random) -> None:
     found = median_estimate(values)
