@@ -7,7 +7,7 @@ import copy
 import dataclasses
 import glob
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,6 +28,11 @@ if TYPE_CHECKING:
 _HOW = ("max_time", "max_failures", "max_reruns", "replicates", "bracket_ms", "sample_hz")
 _PUT_ON = ("max_failures", "max_reruns", "bracket_ms", "sample_hz")
 
+_DISTURBED = (
+    "the baseline's runs were disturbed (baseline set --allow-disturbed): its numbers decide nothing, only "
+    "both builds run by turns do"
+)
+
 
 class Runs:
     """The campaigns of one check. Time runs from here on."""
@@ -40,6 +45,9 @@ class Runs:
         self._deadline = time.monotonic() + (limit or 0.0)
         self._campaign = args.campaign or new_campaign_name("check", args.results)
         self._typed = {key: value for key, value in typed_axes(args).items() if key not in _HOW}
+        # Labels of what was planned, and the libraries behind RESULTS that were given, by label.
+        self._planned: set[str] = set()
+        self._measured_by: dict[str, set[str]] = {}
         self._log = stderr_console(quiet=args.quiet)
         self._taken_sweep: Sweep | None = None
 
@@ -62,6 +70,8 @@ class Runs:
             for problem in side.problems:
                 self._log.print(problem, markup=False, soft_wrap=True)
             self._taken_sweep = self._sweep_of_results()
+            for label, library in zip(side.frame["label"], side.frame["library"], strict=True):
+                self._measured_by.setdefault(str(label), set()).update({str(library)} - {""})
             return side, side.name == self._args.taken and not self._has_glob()
         records: list[RunRecord] = []
         sweeps = self._sweeps()
@@ -71,55 +81,75 @@ class Runs:
         side = side_of(self._campaign, records)
         if not len(side.frame):
             raise errors.CellsFailed("nothing was measured within --max-time")
-        return side, not self._typed
+        return side, True
 
     def baseline_side(self, current: Side) -> Side:
         """The baseline's samples; where only part of its cases is asked for, of that part."""
         from stbench.gate.baseline_file import restricted
 
         baseline = self._baseline
+        labels: set[str] = set()
         if self._args.taken and self._has_glob():
             labels = set(current.frame["label"])
-            part = restricted(baseline, labels)
-            baseline = part if part.cases else baseline
-        return baseline.side(str(self._args.baseline))
+        elif self._typed or self._args.device:
+            labels = self._planned
+        part = restricted(baseline, labels)
+        return (part if part.cases else baseline).side(str(self._args.baseline))
 
     def benches(self, waiting: Sequence[Finding], notes: list[str]) -> Iterator[tuple[_Bench, list[Finding]]]:
         """How each suspicion can be measured again; what can not is said in ``notes``."""
-        from stbench.builds.build import find_library
         from stbench.campaigns.agentclient import needs_library
 
         cases = {case.label: case for case in self._baseline.cases}
+        labels = {finding.label for finding in waiting}
         by_library: dict[str, list[Finding]] = {}
         for finding in waiting:
             settings = cases[finding.label].settings
             ours = needs_library(str(settings["engine"]))
             by_library.setdefault(str(settings["library"]) if ours else "", []).append(finding)
+        if shaky := self._disturbed(labels):
+            notes.append(f"{', '.join(shaky)}: {_DISTURBED}")
         for digest, part in by_library.items():
-            labels = sorted({finding.label for finding in part})
-            sweeps = self._sweeps(labels)
-            if not sweeps:
-                notes.append(f"{', '.join(labels)}: how to measure it again is not known: no campaign.json")
-                continue
-            current = find_library(self._args.library) if digest else None
-            stale = {
-                library
-                for finding in part
-                if finding.comparison is not None
-                for library in finding.comparison.b.library
-            }
-            if current is not None and self._args.taken and stale - {current.sha256[:12]}:
-                notes.append(
-                    f"{', '.join(labels)}: measured by library {', '.join(sorted(stale))}, and the one at "
-                    f"hand is {current.sha256[:12]}: nothing is measured again (--library PATH)"
-                )
-                continue
-            before = self._baseline_library(digest, notes) if digest else None
-            if before is not None and current is not None and before.sha256 == current.sha256:
-                before = None
-            number = len(notes) + len(labels)
-            name = f"{self._campaign}-again-{digest[:8] or number}"
-            yield _Bench(self, sweeps, name, before, current), part
+            bench, part = self._bench(digest, part, notes)
+            if bench is not None:
+                yield bench, part
+
+    def _bench(
+        self, digest: str, part: list[Finding], notes: list[str]
+    ) -> tuple[_Bench | None, list[Finding]]:
+        """What measures these again, which one build of the baseline measured ("": a program), and which of
+        them it can settle."""
+        from stbench.builds.build import find_library
+
+        labels = sorted({finding.label for finding in part})
+        sweeps = self._sweeps(labels)
+        if not sweeps:
+            notes.append(f"{', '.join(labels)}: how to measure it again is not known: no campaign.json")
+            return None, []
+        current = find_library(self._args.library) if digest else None
+        stale = {library for label in labels for library in self._measured_by.get(label, ())}
+        if current is not None and stale - {current.sha256}:
+            notes.append(
+                f"{', '.join(labels)}: measured by library {', '.join(sorted(one[:12] for one in stale))}, "
+                f"and the one at hand is {current.sha256[:12]}: nothing is measured again (--library PATH)"
+            )
+            return None, []
+        before = self._baseline_library(digest, notes) if digest else None
+        alone = "" if before is not None else "its build is not at hand (--baseline-library PATH)"
+        if before is not None and current is not None and before.sha256 == current.sha256:
+            before, alone = None, "this is its build, byte for byte"
+        shaky = self._disturbed(labels)
+        if alone and shaky:
+            notes.append(f"{', '.join(shaky)}: not measured again: {alone}")
+            part = [finding for finding in part if finding.label not in shaky]
+            if not part:
+                return None, []
+            sweeps = self._sweeps([finding.label for finding in part])
+        name = f"{self._campaign}-again-{digest[:8] or len(notes) + len(labels)}"
+        return _Bench(self, sweeps, name, before, current), part
+
+    def _disturbed(self, labels: Collection[str]) -> list[str]:
+        return [case.label for case in self._baseline.cases if case.disturbed and case.label in labels]
 
     def _baseline_library(self, digest: str, notes: list[str]) -> Library | None:
         from stbench.builds.build import find_library
@@ -161,31 +191,35 @@ class Runs:
         return bool(split(self._args.taken)[1])
 
     def _sweeps(self, labels: Sequence[str] | None = None) -> list[Sweep]:
-        """The sweeps of these cases, or of all of the baseline; empty where none is stored."""
+        """The sweeps of these cases; without ``labels`` of what the options leave of the baseline's. Empty
+        where none is stored."""
+        from stbench.gate.narrowing import fitting, narrowed
         from stbench.sweeps.sweep import sweep_from_json
 
         if self._args.taken:
             whole = self._taken_sweep
             return [_only(whole, labels or [])] if whole is not None else []
-        if self._typed:
-            whole = sweep_of(self._args)
-            return [whole if labels is None else _only(whole, labels)]
+        where, typed = str(self._args.baseline), dict(self._typed)
+        asked, globs = labels, typed.pop("filter", "")
+        if labels is None and globs:
+            asked = fitting([case.label for case in self._baseline.cases], globs, where)
+        cases = [case for case in self._baseline.cases if asked is None or case.label in asked]
+        lone = [case.label for case in cases if case.sweep is None]
         by_sweep: dict[int, list[str]] = {}
-        for case in self._baseline.cases:
-            if case.sweep is None:
-                if labels is None:
-                    raise errors.UsageError(
-                        f"{self._args.baseline} does not say how {case.label} was measured",
-                        hint="name RESULTS, or the axes to measure (stbench check --help)",
-                    )
-                continue
-            if labels is None or case.label in labels:
+        for case in cases:
+            if case.sweep is not None:
                 by_sweep.setdefault(case.sweep, []).append(case.label)
-        found = []
-        for place, mine in by_sweep.items():
-            stored = sweep_from_json(self._baseline.sweeps[place], self._args.baseline)
-            found.append(_only(stored, mine))
-        return found
+        if lone and not by_sweep and typed.keys() & {"models", "preset"}:
+            return [_only(sweep_of(self._args), lone)]
+        if lone and labels is None:
+            raise errors.UsageError(
+                f"{where} does not say how {lone[0]} was measured",
+                hint="name RESULTS" + ("" if by_sweep else ", or how to measure it: --models and other axes"),
+            )
+        stored = [sweep_from_json(self._baseline.sweeps[place], self._args.baseline) for place in by_sweep]
+        parts = narrowed(stored, typed, where) if typed and labels is None else stored
+        found = zip(parts, by_sweep.values(), strict=True)
+        return [_only(part, mine) for part, mine in found if part is not None]
 
     # ---- measuring -----------------------------------------------------------------------------------
 
@@ -215,6 +249,7 @@ class Runs:
         ):
             if first:
                 self._refuse_other_boards(ready.devices)
+                self._planned |= {job.label for job in ready.plan.jobs}
             outcome, records = measure(args, campaign, sweep, ready, live)
         if outcome.interrupted:
             raise errors.Interrupted(f"interrupted; what was measured is in {args.results / campaign}")

@@ -26,7 +26,6 @@ def register(subparsers: Subparsers) -> None:
         subparsers,
         "baseline",
         run,
-        help="make, show or update the file that `stbench check` holds builds against",
         example=_EXAMPLE,
     )
     parser.add_argument("action", choices=("set", "show", "update"), help="what to do with it")
@@ -35,6 +34,11 @@ def register(subparsers: Subparsers) -> None:
         "results", nargs="*", metavar="RESULTS[:GLOB]", help="of set and update: a campaign's directory"
     )
     parser.add_argument("--dry-run", action="store_true", help="say what would be written, write nothing")
+    parser.add_argument(
+        "--allow-disturbed",
+        action="store_true",
+        help="also take cases with fewer than 6 undisturbed runs; `check` decides them by turns alone",
+    )
     parser.add_argument(
         "--library",
         type=Path,
@@ -49,7 +53,7 @@ def run(args: argparse.Namespace) -> int:
     from stbench.gate import baseline_file
 
     if args.action == "show":
-        if args.results:
+        if args.results or args.allow_disturbed:
             raise UsageError("stbench baseline show takes a FILE alone")
         _show(args, baseline_file.read(args.file))
         return 0
@@ -74,7 +78,7 @@ def _write(args: argparse.Namespace) -> int:
             f"{args.file} is there already",
             hint=f"stbench baseline update {args.file} RESULTS says what changes; or remove it",
         )
-    new, notes = take(args.results)
+    new, notes = take(args.results, allow_disturbed=args.allow_disturbed)
     changes: list[Change] = []
     if old is not None:
         new, changes = updated(old, new)
@@ -141,7 +145,8 @@ def _show(args: argparse.Namespace, made: Baseline) -> None:
     for name in ("n", "decode", "prefill", "first token", "peak memory"):
         table.add_column(name, justify="right")
     for case in summary["cases"]:
-        shown = [clean(case["case"], 120), case["library"][:12], case["measured"][:10], str(case["n"])]
+        n = f"{case['n']}, {case['disturbed']} disturbed" if case["disturbed"] else str(case["n"])
+        shown = [clean(case["case"], 120), case["library"][:12], case["measured"][:10], n]
         shown += [case["shown"].get(name, "—") for name in _SHOWN]
         table.add_row(*shown)
     console.print(table)
@@ -177,6 +182,7 @@ def _summary(made: Baseline) -> dict[str, Any]:
                 "library": str(case.settings["library"]),
                 "measured": max(str(sample.get("started_at", "")) for sample in case.samples),
                 "n": len(case.samples),
+                "disturbed": case.disturbed,
                 "medians": medians,
                 "shown": {name: amount(value, METRICS[name]) for name, value in medians.items()},
             }

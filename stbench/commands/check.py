@@ -31,14 +31,13 @@ def register(subparsers: Subparsers) -> None:
         subparsers,
         "check",
         run,
-        help="hold this build against a baseline; fails when a change for the worse is confirmed",
         example=_EXAMPLE,
     )
     parser.add_argument(
         "taken",
         nargs="?",
         metavar="RESULTS[:GLOB]",
-        help="judge these; without: measure the baseline's own cases, or those of the axes below",
+        help="judge these; without: measure the cases of the baseline, or the part of them that axes name",
     )
     parser.add_argument("--baseline", type=Path, required=True, metavar="FILE", help="of `stbench baseline`")
     parser.add_argument(
@@ -106,7 +105,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _devices(args: argparse.Namespace) -> list[Device]:
     """Those of devices.yaml, for their thresholds: RESULTS can be judged where there is no such file."""
-    from stbench.commands._sweep_options import DEVICES
+    from stbench.commands import DEVICES
     from stbench.devices.inventory import load_inventory
 
     if args.taken and args.devices == DEVICES and not args.devices.exists():

@@ -36,7 +36,6 @@ def register(subparsers: Subparsers) -> None:
         subparsers,
         "export",
         run,
-        help="write stored results in another program's format",
         example=_EXAMPLE,
     )
     parser.add_argument(
@@ -56,7 +55,7 @@ def register(subparsers: Subparsers) -> None:
 def run(args: argparse.Namespace) -> int:
     """Reads, selects, writes."""
     from stbench.console import print_json, stderr_console
-    from stbench.errors import UsageError
+    from stbench.errors import CellsFailed, UsageError
     from stbench.exchange import formats, selection
     from stbench.exchange.anonymised import anonymised
     from stbench.records import store
@@ -77,6 +76,11 @@ def run(args: argparse.Namespace) -> int:
     if not chosen.whole:
         for note in found.notes:
             log.print(note, markup=False, soft_wrap=True)
+        if not found.cases:
+            raise CellsFailed(
+                f"no case has a number that --to {args.to} could hold",
+                hint="--to junit and --to parquet also hold runs that failed",
+            )
     written = chosen.write(found)
     data = written if isinstance(written, bytes) else written.encode("utf-8")
     if args.out is None:

@@ -25,7 +25,6 @@ def register(subparsers: Subparsers) -> None:
         subparsers,
         "import",
         run,
-        help="store another program's output as records, marked as imported",
         example=_EXAMPLE,
     )
     parser.add_argument("what", choices=("llama-bench",), help="llama-bench: its JSON lines, JSON or SQL")

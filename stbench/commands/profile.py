@@ -34,7 +34,6 @@ def register(subparsers: Subparsers) -> None:
         subparsers,
         "profile",
         run,
-        help="run one case with the timeline on and say where a token's time goes",
         example=_EXAMPLE,
     )
     parser.add_argument(
@@ -70,6 +69,8 @@ def run(args: argparse.Namespace) -> int:
     path = Path(args.model)
     if not args.model.endswith(SUFFIX):
         path, record = _measured(args)
+    else:
+        record = _record_of(path)
     timeline = profile.load(path)
     found = profile.tokens(timeline)
     summary = profile.summarise(timeline, found)
@@ -78,7 +79,7 @@ def run(args: argparse.Namespace) -> int:
     else:
         _print(timeline, summary, record)
     if args.trace is not None:
-        _write(args.trace, _trace(timeline))
+        _write(args.trace, _trace(timeline, record))
         log.print(f"wrote {args.trace}", markup=False, soft_wrap=True)
     if args.chart is not None:
         _write(args.chart, _chart(args, timeline, found))
@@ -205,12 +206,24 @@ def _print(timeline: Timeline, summary: Summary, record: RunRecord | None) -> No
         console.print(line, markup=False, soft_wrap=True)
 
 
-def _trace(timeline: Timeline) -> bytes:
+def _record_of(path: Path) -> RunRecord | None:
+    """The record that names this file as its timeline: of the campaign in whose directory the file lies."""
+    from stbench.records.store import RECORDS, read_records
+
+    directory = path.absolute().parent.parent
+    if not (directory / RECORDS).is_file():
+        return None
+    where = str(path.absolute().relative_to(directory))
+    named = [r for r in read_records(directory).latest() if r.profile is not None and r.profile.path == where]
+    return named[-1] if named else None
+
+
+def _trace(timeline: Timeline, record: RunRecord | None) -> bytes:
     import json
 
     from stbench.profiles.profile_trace import trace_events
 
-    return json.dumps(trace_events(timeline), separators=(",", ":")).encode()
+    return json.dumps(trace_events(timeline, record), separators=(",", ":")).encode()
 
 
 def _chart(args: argparse.Namespace, timeline: Timeline, found: list[Token]) -> bytes:

@@ -6,8 +6,8 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stbench.commands import Subparsers, add_command
-from stbench.commands._sweep_options import DEVICES, RESULTS
+from stbench.commands import Subparsers, add_command, add_devices, add_library
+from stbench.commands._sweep_options import RESULTS
 
 if TYPE_CHECKING:
     from stbench.agent.wire import RunRecord
@@ -32,14 +32,13 @@ def register(subparsers: Subparsers) -> None:
         subparsers,
         "reproduce",
         run,
-        help="run one published cell under its stated conditions and judge",
         example=_EXAMPLE,
     )
     parser.add_argument(
         "cell", nargs="?", metavar="CELL", help='a published cell: "DEVICE / ROW"; case and order are free'
     )
     parser.add_argument("--list", action="store_true", help="print all published cells and stop")
-    parser.add_argument("--devices", type=Path, default=DEVICES, metavar="FILE", help="(devices.yaml)")
+    add_devices(parser)
     parser.add_argument("--device", default="local", metavar="NAME", help="where to run it (local)")
     parser.add_argument(
         "-n", "--gen", type=int, metavar="N", help="generate fewer tokens than published (256)"
@@ -57,9 +56,7 @@ def register(subparsers: Subparsers) -> None:
     parser.add_argument("--max-reruns", type=int, metavar="N", help="repeat at most so many disturbed runs")
     parser.add_argument("--campaign", metavar="NAME", help="directory under results/ (default: date)")
     parser.add_argument("--results", type=Path, default=RESULTS, metavar="DIR", help="(results)")
-    parser.add_argument(
-        "--library", type=Path, metavar="PATH", help="a libsbr.so other than the installed one"
-    )
+    add_library(parser)
     parser.add_argument(
         "--from", dest="stored", type=Path, metavar="RESULTS", help="judge stored runs; measure nothing"
     )

@@ -2,6 +2,11 @@
 
 Both want one number per name, so a case leaves as its median with the interval (under 6 replicates: the
 range) that tables show.
+
+Sources, read in 2026. github-action-benchmark 1.22: README.md, "Examples" (the object's keys), and
+src/extract.ts (an array of objects with ``name``, ``value`` and ``unit``, optionally the texts ``range`` and
+``extra``; an empty array is an error). Bencher Metric Format, version 0:
+https://bencher.dev/docs/reference/bencher-metric-format and its schema https://bencher.dev/bmf.json.
 """
 
 from __future__ import annotations
@@ -13,7 +18,10 @@ from stbench.exchange.selection import METRICS, Case, Selection
 
 
 def github_action_benchmark(selection: Selection) -> str:
-    """The JSON of its tool ``customBiggerIsBetter``: name, unit, value, range, extra."""
+    """The JSON of its tool ``customBiggerIsBetter``, so without what is better when less.
+
+    The action compares entries of equal ``name`` by ``value`` alone, and shows ``range`` and ``extra`` beside
+    a point. It rescales units of time from one commit to the next; ours stay as they are."""
     entries = []
     for case in selection.cases:
         for metric, name, unit in METRICS:
@@ -23,7 +31,7 @@ def github_action_benchmark(selection: Selection) -> str:
             kind = "interval" if estimate.kind == "interval" else "range"
             entries.append(
                 {
-                    "name": f"{case.label} {name}",
+                    "name": f"{case.name} {name}",
                     "unit": unit,
                     "value": round(estimate.median, 4),
                     "range": f"{estimate.low:.4g}…{estimate.high:.4g}",
@@ -34,8 +42,11 @@ def github_action_benchmark(selection: Selection) -> str:
 
 
 def bencher(selection: Selection) -> str:
-    """Bencher Metric Format: benchmark -> measure -> value with its lower and upper end. Thresholds, units
-    and what is better belong to the measures of a Bencher project, which the documentation lists."""
+    """Bencher Metric Format: benchmark -> measure -> value with its lower and upper end.
+
+    A benchmark is known by its name, of at most 1024 bytes, a measure by its slug, of at most 64 letters,
+    digits and single hyphens; Bencher makes those that a project lacks. Units and thresholds belong to the
+    project's measures (docs/exchange.md)."""
     found: dict[str, Any] = {}
     for case in selection.cases:
         measures: dict[str, Any] = {}
@@ -52,7 +63,7 @@ def bencher(selection: Selection) -> str:
             if estimate is not None:
                 measures[name] = {"value": round(estimate.median, 4)}
         if measures:
-            found[case.label] = measures
+            found[case.name] = measures
     return json.dumps(found, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 

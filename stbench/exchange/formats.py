@@ -36,7 +36,8 @@ FORMATS = {
     "github-action-benchmark": Format(
         continuous.github_action_benchmark,
         False,
-        "replicates: one median per case, with its interval as text; failed runs",
+        "replicates: one median per case, with its interval as text; first token and memory, of which less "
+        "is better; failed runs",
     ),
     "bencher": Format(
         continuous.bencher, False, "replicates, units, marks (synthetic, disturbed, unchecked); failed runs"

@@ -41,6 +41,9 @@ _USUAL: dict[str, tuple[Any, ...]] = {
     "devices": ("none", "auto", ""),
     "tensor_split": ("0.00", "0", ""),
     "tensor_buft_overrides": ("none", ""),
+    # "auto" is mmap where the system can; others have no word of ours.
+    "load_mode": ("auto", "mmap", "mmap+mlock", "none", ""),
+    "lazy_mode": ("auto", "off", ""),
     "embeddings": (False, 0),
     "no_op_offload": (False, 0),
     "no_host": (False, 0),

@@ -50,7 +50,7 @@ def pytest_benchmark(selection: Selection) -> str:
 
 def _benchmark(case: Case, phase: str, speeds: Sequence[float]) -> dict[str, Any]:
     seconds = [1 / speed for speed in speeds]
-    name = f"{case.label} {phase}"
+    name = f"{case.name} {phase}"
     return {
         "group": phase,
         "name": name,

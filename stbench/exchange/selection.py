@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from stbench.agent.wire import RunRecord
@@ -33,11 +33,14 @@ class Run:
 
 @dataclass(frozen=True)
 class Case:
-    """The replicates that count of one case on one device, in the order in which they began."""
+    """The replicates that count of one case on one device, in the order in which they began. ``name``: its
+    label, with the machine's fingerprint where another machine has a case of that label; formats with one
+    number per name would take both for one."""
 
     label: str
     device: str
     runs: tuple[Run, ...]
+    name: str
 
     def values(self, metric: str) -> list[float]:
         """Of the runs that have the metric."""
@@ -86,7 +89,7 @@ def select(records: Iterable[RunRecord]) -> Selection:
             continue
         counted = undisturbed(usable)
         disturbed += len(usable) - len(counted)
-        cases.append(Case(str(label), str(device), tuple(runs[int(i)] for i in counted.index)))
+        cases.append(Case(str(label), str(device), tuple(runs[int(i)] for i in counted.index), str(label)))
     if ends:
         what = ", ".join(f"{count} {status}" for status, count in sorted(ends.items()))
         notes.append(f"{sum(ends.values())} of {len(runs)} runs have no number ({what})")
@@ -94,4 +97,15 @@ def select(records: Iterable[RunRecord]) -> Selection:
         notes.append(f"{wrong} cases computed wrong output and have no number")
     if disturbed:
         notes.append(f"{disturbed} disturbed runs are left out, as in the tables")
-    return Selection(runs, tuple(cases), tuple(notes))
+    return Selection(runs, _named(cases), tuple(notes))
+
+
+def _named(cases: Sequence[Case]) -> tuple[Case, ...]:
+    often = Counter(case.label for case in cases)
+    named = []
+    for case in cases:
+        row = case.runs[0].row
+        machine = str(row["fingerprint"])[:12] or "unknown machine"
+        name = f"{case.label} ({machine}, {row['provenance']})" if often[case.label] > 1 else case.label
+        named.append(replace(case, name=name))
+    return tuple(named)

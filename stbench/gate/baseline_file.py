@@ -29,6 +29,8 @@ VERSION = 1
 # Of a case, besides what it is matched by; and of each of its replicates, besides its metrics.
 _CASE = ("label", "case", "campaign", "library", "isa", "n_prompt", "n_gen", "n_depth")
 _SAMPLE = ("record_id", "started_at", "replicate", "output_hash", "read_gb_per_s")
+# Said of a replicate only where it is so.
+_MARK = "disturbed"
 _KEPT = tuple(dict.fromkeys((*_CASE, *FIELDS)))
 # Rows of a baseline are runs that counted.
 _COUNTED = {"status": "ok", "check": "ok", "purpose": "measure", "usable": True}
@@ -48,6 +50,11 @@ class BaselineCase:
     def label(self) -> str:
         """The case as a person types it."""
         return str(self.settings["label"])
+
+    @property
+    def disturbed(self) -> int:
+        """How many of its replicates were. Of such a case the samples decide nothing (:mod:`.taking`)."""
+        return sum(bool(sample.get(_MARK)) for sample in self.samples)
 
 
 @dataclass(frozen=True)
@@ -79,6 +86,7 @@ def case_of(rows: pd.DataFrame, sweep: int | None) -> BaselineCase:
     names = (*_SAMPLE, *METRICS)
     samples = tuple(
         {name: value for name in names if (value := _plain(row[name])) is not None}
+        | ({_MARK: True} if row[_MARK] else {})
         for _, row in rows.sort_values(["replicate", "record_id"]).iterrows()
     )
     return BaselineCase(settings, samples, sweep)
@@ -150,7 +158,9 @@ def _read_case(data: Mapping[str, Any], sweeps: int) -> BaselineCase:
 
 
 def _read_sample(data: Mapping[str, Any]) -> dict[str, Any]:
-    sample = {name: data[name] for name in (*_SAMPLE, *METRICS) if name in data}
+    sample = {name: data[name] for name in (*_SAMPLE, *METRICS, _MARK) if name in data}
+    if type(sample.get(_MARK, True)) is not bool:
+        raise ValueError(f"{_MARK} is {sample[_MARK]!r}")
     for name in METRICS:
         value = sample.get(name, 1.0)
         if isinstance(value, bool) or not isinstance(value, (int, float)):

@@ -70,7 +70,7 @@ def settle(findings: Sequence[Finding], bench: Bench, judge: Judge) -> list[Find
         for finding in anew:
             for key in [finding.key] if finding.metric else _of_label(open_, finding.label):
                 # Of a case as a whole: it failed this time, and each of its metrics with it.
-                known[key] = dataclasses.replace(finding, metric=open_[key].metric)
+                known[key] = dataclasses.replace(finding, metric=open_[key].metric, measured_again=True)
         unsettled = {key for key in open_ if key in known and known[key].verdict == INCONCLUSIVE}
         wanted = [_next(known[key], n) for key in unsettled]
         more = min((value for value in wanted if value is not None), default=None)
@@ -120,7 +120,7 @@ def unconfirmed(findings: Sequence[Finding]) -> list[Finding]:
     """Suspicions that nothing was measured again for are no verdict."""
     return [
         dataclasses.replace(finding, verdict=INCONCLUSIVE, reason=finding.reason or NOT_AGAIN)
-        if finding.verdict == REGRESSED and finding.first is None
+        if finding.verdict == REGRESSED and not finding.measured_again
         else finding
         for finding in findings
     ]

@@ -33,7 +33,8 @@ class Finding:
     """What is said of a case's ``metric`` (None: of the case as a whole). ``comparison`` is the one that the
     verdict rests on, None where nothing could be compared; ``reason`` says why a verdict is not what the
     numbers alone would say; ``first`` is the comparison that raised the suspicion, where another was
-    measured after it; ``again``: nothing could be compared, but another measurement may change that."""
+    measured after it (None too where that one compared nothing); ``again``: nothing could be compared, but
+    another measurement may change that; ``measured_again``: this is what the second measurement says."""
 
     device: str
     label: str
@@ -43,6 +44,7 @@ class Finding:
     reason: str = ""
     first: Comparison | None = None
     again: bool = False
+    measured_again: bool = False
 
     @property
     def key(self) -> tuple[str, str]:

@@ -86,9 +86,11 @@ def _provenance(baseline: Baseline) -> str:
     ]
     libraries = sorted({str(case.settings["library"])[:12] for case in baseline.cases} - {""})
     campaigns = sorted({clean(str(case.settings["campaign"]), 60) for case in baseline.cases})
+    shaky = sum(bool(case.disturbed) for case in baseline.cases)
     return (
         f"Baseline: {', '.join(campaigns)} on {', '.join(boards) or 'a device that is not known'}, "
         f"library {', '.join(libraries) or 'not known'}."
+        + (f" The runs of {count(shaky, 'case')} were disturbed when it was taken." if shaky else "")
     )
 
 
@@ -132,7 +134,7 @@ def _cells(finding: Finding) -> dict[str, Cell]:
         return {"metric": Cell(metric.text if metric else "—"), "verdict": Cell(verdict)}
     if verdict == INCONCLUSIVE and found.repetitions is not None:
         verdict = f"{verdict}, about {found.repetitions} replicates would settle it"
-    if finding.first is not None:
+    if finding.measured_again:
         verdict += ", measured again"
     return {
         "metric": Cell(metric.text),

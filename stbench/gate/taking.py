@@ -1,5 +1,10 @@
 """Results -> a baseline, or why they are none: what failed, was disturbed or proves nothing is no measure of
-later builds."""
+later builds.
+
+On a machine that others use, too, all runs may be disturbed, and still a gate is wanted. Such runs are taken
+on request and keep their mark. Their numbers are then held against nothing: a check runs the baseline's build
+and this one by turns, where what comes and goes hits either alike.
+"""
 
 from __future__ import annotations
 
@@ -25,11 +30,12 @@ from stbench.tables import cells
 from stbench.tables.table import clean, count, number
 
 
-def take(results: Sequence[str]) -> tuple[Baseline, list[str]]:
+def take(results: Sequence[str], *, allow_disturbed: bool = False) -> tuple[Baseline, list[str]]:
     """A baseline of RESULTS[:GLOB] as typed, and a note on every run that is left out.
 
     Raises :class:`CellsFailed` where a case failed, computed wrong output or has an unproven limit,
-    :class:`Inconclusive` where fewer than 6 undisturbed replicates are left, :class:`InputError`."""
+    :class:`Inconclusive` where fewer than 6 replicates are left, undisturbed ones unless ``allow_disturbed``,
+    :class:`InputError`."""
     cases: list[BaselineCase] = []
     records: list[RunRecord] = []
     sweeps: list[dict[str, Any]] = []
@@ -44,13 +50,13 @@ def take(results: Sequence[str]) -> tuple[Baseline, list[str]]:
             sweeps.append(sweep)
         number_of_sweep = sweeps.index(sweep) if isinstance(sweep, dict) else None
         for label, rows in frame.groupby("label", sort=True):
-            good = _counted(clean(str(label), 120), rows, notes)
+            good = _counted(clean(str(label), 120), rows, notes, allow_disturbed)
             cases.append(case_of(good, number_of_sweep))
     _distinct(cases)
     return Baseline(stbench.__version__, *_provenance(records, cases), tuple(sweeps), tuple(cases)), notes
 
 
-def _counted(label: str, rows: pd.DataFrame, notes: list[str]) -> pd.DataFrame:
+def _counted(label: str, rows: pd.DataFrame, notes: list[str], allow_disturbed: bool) -> pd.DataFrame:
     if cells.is_wrong(rows):
         raise CellsFailed(
             f"{label}: computed wrong output, which is nothing to hold others against",
@@ -68,15 +74,28 @@ def _counted(label: str, rows: pd.DataFrame, notes: list[str]) -> pd.DataFrame:
     if len(unproven):
         raise CellsFailed(f"{label}: the memory limit of {count(len(unproven), 'run')} is not proven to hold")
     calm = rows[~rows["disturbed"]]
-    if len(calm) < len(rows):
-        notes.append(f"{label}: {count(len(rows) - len(calm), 'disturbed run')} left out")
-    if len(calm) < FEWEST:
+    n_disturbed = len(rows) - len(calm)
+    if len(calm) >= FEWEST:
+        if n_disturbed:
+            notes.append(f"{label}: {count(n_disturbed, 'disturbed run')} left out")
+        return calm
+    if len(rows) < FEWEST or not n_disturbed:
+        raise Inconclusive(
+            f"{label}: {count(len(rows), 'replicate')}; below {FEWEST} nothing can be decided by them",
+            hint="measure more: stbench sweep -r 10",
+        )
+    if not allow_disturbed:
         raise Inconclusive(
             f"{label}: {count(len(calm), 'undisturbed replicate')} of {len(rows)}; below {FEWEST} nothing "
             "can be decided by them",
-            hint="measure more: stbench sweep -r 10",
+            hint="measure more (stbench sweep -r 10) while nothing else runs; where that never is, "
+            "--allow-disturbed: a check then runs both builds by turns and trusts no stored number",
         )
-    return calm
+    notes.append(
+        f"{label}: {n_disturbed} of {count(len(rows), 'run')} disturbed, and taken: a check of it needs this "
+        "build, to run both by turns"
+    )
+    return rows
 
 
 def _distinct(cases: Sequence[BaselineCase]) -> None:
@@ -159,12 +178,16 @@ def _change(before: BaselineCase | None, after: BaselineCase) -> Change:
         return Change(after.label, "added", f"{count(len(after.samples), 'replicate')}")
     if before == after:
         return Change(after.label, "same", "")
+    marks = [f"{one.disturbed} of {len(one.samples)}" for one in (before, after)]
+    by_turns = bool(before.disturbed or after.disturbed)
     said = [
         f"{name} is {clean(str(after.settings[name]), 40) or 'unknown'}, "
         f"was {clean(str(before.settings[name]), 40) or 'unknown'}"
         for name in after.settings
         if after.settings[name] != before.settings[name] and name not in ("campaign", "library")
     ]
+    if by_turns:
+        said.append(f"disturbed: {marks[1]} replicates, were {marks[0]}")
     a = Baseline("", {}, {}, (), (dataclasses.replace(before, sweep=None),)).side("before").frame
     b = Baseline("", {}, {}, (), (dataclasses.replace(after, sweep=None),)).side("after").frame
     for metric in METRICS.values():

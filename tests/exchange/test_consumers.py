@@ -8,6 +8,7 @@ import sqlite3
 import statistics
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -146,9 +147,10 @@ def test_junit_is_read_back_and_fits_its_schema(tmp_path: Path) -> None:
     assert not schema.validate(etree.fromstring(wrong.encode()))
 
 
-# Of the action's README: an array of objects; name, unit and value are needed, range and extra are texts.
+# What stbench.exchange.continuous cites. An empty array is "No benchmark result was found" to the action.
 _GITHUB = {
     "type": "array",
+    "minItems": 1,
     "items": {
         "type": "object",
         "required": ["name", "unit", "value"],
@@ -160,7 +162,8 @@ _GITHUB = {
     },
 }
 
-# Bencher Metric Format: benchmark name (at most 1024 characters) -> measure -> value and its ends.
+# Stricter than Bencher's own schema: measures by slug, so that no name is made into another, and no key that
+# it does not document.
 _BENCHER = {
     "type": "object",
     "propertyNames": {"minLength": 1, "maxLength": 1024},
@@ -195,6 +198,28 @@ def test_bencher_has_the_documented_shape(tmp_path: Path) -> None:
     value = found[CASE]["decode-tokens-per-second"]
     assert value["value"] == pytest.approx(statistics.median(values(real.QUICK, "decode_tps")), abs=1e-4)
     assert value["lower_value"] <= value["value"] <= value["upper_value"]
+
+
+@pytest.mark.parametrize("kind", ["github-action-benchmark", "bencher", "pytest-benchmark"])
+def test_two_machines_of_one_name_are_two_names(tmp_path: Path, kind: str) -> None:
+    """Both are called `local`; in these formats the second would be taken for the first."""
+    there = [one for one in real.quick() if one.label == CASE]
+    elsewhere = [replace(one.facts, fingerprint="beef") for one in there if one.facts is not None]
+    moved = [replace(one, id=one.id[::-1], facts=facts) for one, facts in zip(there, elsewhere, strict=True)]
+    data = json.loads(export(tmp_path, "--to", kind, results=real.write(tmp_path / "two", [*there, *moved])))
+    entries = data["benchmarks"] if kind == "pytest-benchmark" else data
+    names = list(entries) if kind == "bencher" else [entry["name"] for entry in entries]
+    assert len(names) == len(set(names)) == (2 if kind == "bencher" else 4)
+    assert len([name for name in names if "(beef, measured)" in name]) == len(names) / 2
+    assert not any(len(name.encode()) > 1024 for name in names)
+
+
+@pytest.mark.parametrize("kind", [name for name, form in formats.FORMATS.items() if not form.whole])
+def test_nothing_to_hold_is_no_file(tmp_path: Path, capsys: pytest.CaptureFixture[str], kind: str) -> None:
+    folder = real.write(tmp_path / "c", [record(status="crashed")])
+    assert cli.main(["export", str(folder), "--to", kind, "--out", str(tmp_path / "out")]) == 3
+    assert f"no case has a number that --to {kind} could hold" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 def test_parquet_is_read_by_pyarrow_and_pandas_with_nothing_lost(tmp_path: Path) -> None:

@@ -19,47 +19,19 @@ from tests.host.conftest import Sandbox, sandbox
 
 __all__ = ["sandbox"]
 
-# As llama-bench 0.5 prints it, with names and numbers made up.
+# What the pinned llama-bench printed (tests/data/README.md), and a row of it with other names and numbers.
+PRINTED = real.ROOT / "tests" / "data" / "llama-bench" / "tiny-qwen3.jsonl"
+REAL: list[dict[str, Any]] = [json.loads(line) for line in PRINTED.read_text().splitlines()]
 ROW: dict[str, Any] = {
-    "build_commit": "0c1e57098",
-    "build_number": 7,
+    **REAL[1],
     "cpu_info": "Cortex-A76",
-    "gpu_info": "",
-    "backends": "CPU",
     "model_filename": "/models/qwen3-0.6b-q4_0.gguf",
-    "model_type": "qwen3 0.6B Q4_0",
-    "model_size": 335503360,
-    "model_n_params": 596049920,
-    "n_batch": 2048,
-    "n_ubatch": 512,
     "n_threads": 4,
     "cpu_mask": "0xf0",
     "cpu_strict": True,
-    "poll": 50,
-    "type_k": "f16",
-    "type_v": "f16",
-    "n_gpu_layers": -1,
-    "n_cpu_moe": 0,
-    "split_mode": "layer",
-    "main_gpu": 0,
-    "no_kv_offload": False,
-    "flash_attn": -1,
-    "devices": "auto",
-    "tensor_split": "0.00",
-    "tensor_buft_overrides": "none",
     "load_mode": "mmap",
-    "embeddings": False,
-    "no_op_offload": 0,
-    "fit_target": 0,
-    "fit_min_ctx": 0,
-    "n_prompt": 0,
     "n_gen": 128,
-    "n_depth": 0,
-    "test_time": "2026-01-02T03:04:05Z",
     "avg_ns": 4100000000,
-    "stddev_ns": 100000000,
-    "avg_ts": 31.25,
-    "stddev_ts": 0.75,
     "samples_ns": [4000000000, 4200000000],
     "samples_ts": [32.0, 30.476],
 }
@@ -69,6 +41,51 @@ PROMPT = {**ROW, "n_prompt": 512, "n_gen": 0, "samples_ns": [9000000000, 9100000
 def lines(path: Path, *rows: Any) -> Path:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path
+
+
+def test_what_llama_bench_prints_is_read_and_leaves_as_it_came(sandbox: Sandbox) -> None:
+    code, _, said = sandbox.run("import", "llama-bench", str(PRINTED), "--campaign", "theirs")
+    assert (code, said) == (0, "18 runs stored in results/theirs\n")
+    records = read_records(sandbox.directory / "results" / "theirs").records
+    assert {record.device for record in records} == {"imported-Example-CPU"}
+    frame = to_frame(records)
+    assert frame["usable"].all()
+    speeds = frame["decode_tps"].fillna(frame["prefill_tps"])
+    printed = [speed for row in REAL for speed in row["samples_ts"]]
+    assert sorted(speeds) == pytest.approx(sorted(printed), rel=1e-5)
+    assert set(frame["workload"]) == {"pp32", "tg16", "tg32", "pp32@d64", "tg16@d64", "tg32@d64"}
+    code, out, _ = sandbox.run("export", "results/theirs", "--to", "llama-bench-jsonl", "--quiet")
+    left = [json.loads(line) for line in out.splitlines()]
+    assert sorted(map(repr, left)) == sorted(map(repr, REAL))
+
+
+def test_the_sql_that_llama_bench_prints_is_read_and_leaves_as_it_came(sandbox: Sandbox) -> None:
+    printed = PRINTED.with_suffix(".sql")
+    code, _, said = sandbox.run("import", "llama-bench", str(printed), "--campaign", "theirs")
+    assert (code, said) == (0, "2 runs stored in results/theirs\n")
+    code, out, _ = sandbox.run("export", "results/theirs", "--to", "llama-bench-sql", "--quiet")
+    assert code == 0
+    tables = [table(script) for script in (printed.read_text(), out)]
+    assert tables[0] == tables[1]
+    assert len(tables[0][1]) == 2
+
+
+def table(script: str) -> tuple[list[tuple[Any, ...]], list[tuple[Any, ...]]]:
+    """Columns with their types, and sorted rows."""
+    database = sqlite3.connect(":memory:")
+    database.executescript(script)
+    columns = [row[1:3] for row in database.execute("PRAGMA table_info(llama_bench)")]
+    rows = sorted(database.execute("SELECT * FROM llama_bench"))
+    database.close()
+    return columns, rows
+
+
+def test_our_rows_have_the_fields_that_llama_bench_prints() -> None:
+    assert list(REAL[0]) == [*llama_rows.FIELDS, "samples_ns", "samples_ts"]
+    columns, _ = table(PRINTED.with_suffix(".sql").read_text())
+    assert columns == list(llama_rows.FIELDS.items())
+    ours = llama_rows.rows(select(real.quick()))[0]
+    assert list(ours) == [*REAL[0], "stbench"]
 
 
 def test_every_repetition_becomes_a_record_that_says_what_is_unknown(sandbox: Sandbox) -> None:
@@ -197,6 +214,8 @@ def test_imported_is_never_compared_as_if_measured(sandbox: Sandbox) -> None:
 
 
 def test_other_settings_are_another_device(tmp_path: Path) -> None:
+    locked = import_llama_bench(lines(tmp_path / "b.jsonl", {**ROW, "load_mode": "mlock"}), "c").records
+    assert {r.device for r in locked} == {"imported-Cortex-A76-load_mode=mlock"}
     gpu = {**ROW, "gpu_info": "RTX 4090", "backends": "CUDA", "n_gpu_layers": 20, "flash_attn": True}
     found = import_llama_bench(lines(tmp_path / "a.jsonl", ROW, gpu), "c").records
     assert {r.device for r in found} == {

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.compare.records import case, noisy, write
+from tests.compare.records import case, disturbed, noisy, write
 from tests.host.conftest import Sandbox, sandbox
 
 __all__ = ["sandbox"]
@@ -59,6 +59,18 @@ def test_results_are_judged_and_reported(sandbox: Sandbox, baseline: str) -> Non
     assert (code, json.loads(out)["exit_code"]) == (0, 0)
 
 
+def test_a_baseline_of_disturbed_runs_is_on_request_and_says_so(sandbox: Sandbox) -> None:
+    results = write(sandbox.directory / "results" / "hogged", map(disturbed, BEFORE))
+    code, _, err = sandbox.run("baseline", "set", "base.json", results)
+    assert (code, "--allow-disturbed" in err, Path("base.json").exists()) == (5, True, False)
+    code, out, err = sandbox.run("baseline", "set", "base.json", results, "--allow-disturbed")
+    assert (code, "12, 12 disturbed" in out, "needs this build" in err) == (0, True, True)
+    code, out, _ = sandbox.run("check", "--baseline", "base.json", now(sandbox, 0.5), "--json")
+    found = json.loads(out)
+    assert (code, {one["verdict"] for one in found["findings"]}) == (5, {"inconclusive"})
+    assert "--allow-disturbed): its numbers decide nothing" in found["notes"][0]
+
+
 def test_a_baseline_of_another_device_exits_with_5_and_the_field(sandbox: Sandbox, baseline: str) -> None:
     other = now(sandbox, 1.0, fingerprint="beef")
     code, out, _ = sandbox.run("check", "--baseline", baseline, other)
@@ -84,14 +96,25 @@ def test_impossible_options_are_refused(
 def test_measured_against_its_own_baseline(sandbox: Sandbox) -> None:
     """Through the whole pipeline: one build twice is no regression, another device's is seen before anything
     is measured."""
-    sweep = sandbox.fake_sweep("fake", replicates=8, extra="bracket_ms: 0\nsample_hz: 0")
+    sweep = sandbox.fake_sweep("fake", replicates=6, extra="depth: [0, 2]\nbracket_ms: 0\nsample_hz: 0")
     assert sandbox.run("sweep", sweep, "--campaign", "night")[0] == 0
     quiet = sandbox.directory / "results" / "night" / "records.jsonl"
     quiet.write_text("".join(_undisturbed(line) + "\n" for line in quiet.read_text().splitlines()))
     assert sandbox.run("baseline", "set", "base.json", "results/night")[0] == 0
-    code, out, err = sandbox.run("check", "--baseline", "base.json", "-r", "6", "--max-time", "20s")
+    for contradiction, said in (
+        (["--load", "mmap"], "--load mmap: base.json was measured with --load auto"),
+        (["-n", "8", "-d", "2"], "--gen 8: base.json was measured with --gen 4"),
+        (["--filter", "qwen3*"], "--filter qwen3*: no case of base.json fits"),
+    ):
+        code, _, err = sandbox.run("check", "--baseline", "base.json", *contradiction)
+        assert (code, said in err) == (2, True), err
+    # A part of the baseline, named by an axis: the other case is not missed.
+    words = ["--baseline", "base.json", "-d", "2", "-r", "6", "--max-time", "20s", "--json"]
+    code, out, err = sandbox.run("check", *words)
     assert code in (0, 5), out + err
-    assert "regressed" not in out.partition("\n\n")[0]
+    found = json.loads(out)["findings"]
+    assert {one["case"] for one in found} == {"local:fake/dense/t2/tg4@d2/fake"}
+    assert not [one for one in found if one["verdict"] == "regressed"]
     text = Path("base.json").read_text()
     known = json.loads(text)["devices"]["local"]["fingerprint"]
     Path("base.json").write_text(text.replace(known, "beefbeefbeefbeef"))

@@ -9,6 +9,7 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
+from lxml import etree
 
 from stbench.agent.wire import RunRecord
 from stbench.comparison.noise import Noise
@@ -20,6 +21,8 @@ from stbench.gate.judging import FAILED, IMPROVED, INCONCLUSIVE, REGRESSED, UNCH
 from stbench.gate.thresholds import METRICS, thresholds_of
 from stbench.records.sides import Side
 from tests.compare.records import case, disturbed, noisy, side, write
+
+SCHEMA = Path(__file__).parents[1] / "exchange" / "junit.xsd"
 
 JUDGE = Judge(thresholds_of([]), [])
 
@@ -106,6 +109,46 @@ def test_disturbed_runs_are_left_out_and_said(tmp_path: Path) -> None:
     assert notes[0].endswith("3 disturbed runs left out")
 
 
+HOGGED = [*BEFORE[:4], *map(disturbed, BEFORE[4:])]
+
+
+def test_disturbed_runs_are_taken_on_request_and_keep_their_mark(tmp_path: Path) -> None:
+    results = write(tmp_path / "c1", HOGGED)
+    with pytest.raises(Inconclusive, match="4 undisturbed replicates of 12") as error:
+        taking.take([results])
+    assert "--allow-disturbed" in error.value.hint
+    made, notes = taking.take([results], allow_disturbed=True)
+    assert notes[0].endswith(
+        "8 of 12 runs disturbed, and taken: a check of it needs this build, to run both by turns"
+    )
+    path = tmp_path / "base.json"
+    baseline_file.write(made, path)
+    (case,) = baseline_file.read(path).cases
+    assert (len(case.samples), case.disturbed) == (12, 8)
+    assert "The runs of 1 case were disturbed when it was taken." in summary.markdown([], made, "check")
+    calm, _ = taking.take([write(tmp_path / "c2", BEFORE)], allow_disturbed=True)
+    assert "disturbed" not in baseline_file.text_of(calm)
+    assert "disturbed: 8 of 12 replicates, were 0 of 12" in taking.updated(calm, made)[1][0].text
+    with pytest.raises(Inconclusive, match="5 replicates; below 6") as error:
+        taking.take([write(tmp_path / "c3", HOGGED[-5:])], allow_disturbed=True)
+    assert "-r 10" in error.value.hint
+
+
+def test_disturbed_samples_decide_nothing_and_pairs_do(tmp_path: Path) -> None:
+    """Neither for the worse nor for the better; by turns a regression of the same case is confirmed."""
+    hogged = list(map(disturbed, BEFORE))
+    made, _ = taking.take([write(tmp_path / "c1", hogged)], allow_disturbed=True)
+    for factor in (0.5, 1.0, 2.0):
+        found = JUDGE.findings(made.side("base.json"), side(later(factor)))
+        assert {f.verdict for f in found} == {INCONCLUSIVE}
+        assert "the baseline has no usable replicate of 12 records, 12 disturbed" in found[0].reason
+    for factor, verdict in ((0.9, REGRESSED), (1.0, UNCHANGED)):
+        bench = Played(factor, paired=True)
+        anew = confirming.unconfirmed(confirming.settle(found, bench, JUDGE))
+        (decode,) = [f for f in anew if f.metric and f.metric.name == "decode_tps"]
+        assert (decode.verdict, decode.measured_again, decode.first) == (verdict, True, None)
+
+
 def test_update_says_what_changes_and_keeps_the_rest(tmp_path: Path) -> None:
     other = case(noisy(8), model="qwen3-0.6b")
     old, _ = taking.take([write(tmp_path / "c1", [*BEFORE, *other])])
@@ -140,6 +183,11 @@ def test_impossible_samples_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "base.json"
     baseline_file.write(taking.take([write(tmp_path / "c1", BEFORE)])[0], path)
     whole = json.loads(path.read_text())
+    whole["cases"][0]["samples"][0]["disturbed"] = "no"
+    path.write_text(json.dumps(whole))
+    with pytest.raises(InputError, match="disturbed is 'no'"):
+        baseline_file.read(path)
+    del whole["cases"][0]["samples"][0]["disturbed"]
     for value in (-1, 0, "12", None, True):
         whole["cases"][0]["samples"][0]["decode_tps"] = value
         path.write_text(json.dumps(whole))
@@ -324,13 +372,18 @@ def findings() -> list[Finding]:
 
 
 def test_junit_is_xml_with_the_right_counts() -> None:
-    root = ElementTree.fromstring(outputs.junit(findings(), inconclusive_fails=True).encode())
-    assert [root.get(key) for key in ("tests", "failures", "errors", "skipped")] == ["3", "1", "1", "0"]
+    text = outputs.junit(findings(), inconclusive_fails=True)
+    root = ElementTree.fromstring(text.encode())
+    (suite,) = root
+    assert [suite.get(key) for key in ("tests", "failures", "errors", "skipped")] == ["3", "1", "1", "0"]
+    schema = etree.XMLSchema(etree.parse(SCHEMA))
+    schema.assertValid(etree.fromstring(text.encode()))
     (failure,) = root.iter("failure")
     assert (failure.get("type"), "decode" in str(failure.get("message"))) == ("regressed", True)
     unsure = [Finding("local", "local:x", None, INCONCLUSIVE, reason="why")]
     for fails, tag in ((True, "error"), (False, "skipped")):
         text = outputs.junit(unsure, inconclusive_fails=fails)
+        schema.assertValid(etree.fromstring(text.encode()))
         assert [one.get("message") for one in ElementTree.fromstring(text.encode()).iter(tag)] == [
             "inconclusive: why"
         ]

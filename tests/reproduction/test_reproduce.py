@@ -16,9 +16,12 @@ from stbench.reproduction import conditions as under
 from stbench.reproduction import verdict
 from stbench.reproduction.published_cells import PublishedCell, find_cell, published_cells
 from stbench.sweeps.sweep import build_sweep
+from tests.host.conftest import Sandbox, sandbox
 from tests.tables.factory import facts, record, table_4b
 from tests.tables.test_limited_grid import limited
 from tests.tables.test_reporting import stored
+
+__all__ = ["sandbox"]
 
 PI_LIMITED = "raspberry-pi-5 / SmallThinker 4B sparse limited"
 
@@ -202,6 +205,30 @@ def test_stored_runs_are_judged_by_the_command(tmp_path: Path, capsys: pytest.Ca
     assert len(data["records"]) == 6
     assert cli.main(["reproduce", PI_LIMITED, "--from", str(results), "--device", "pi"]) == 2
     assert "no finished run of SmallThinker 4B" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("cell", ["i9 / qwen3 0.6b", "i9 / qwen3 1.7b limited"])
+def test_the_command_measures(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch, cell: str) -> None:
+    """Through the whole pipeline with a made-up engine in place of the cell's model."""
+    asked = []
+
+    def small(wanted: PublishedCell, **how: Any) -> dict[str, Any]:
+        asked.append(how)
+        axes = {"models": ["fake"], "engines": ["fake"], "gen": [4], "replicates": how["replicates"]}
+        return {**axes, "threads": [4, "all"], "bracket_ms": 0, "sample_hz": 0}
+
+    monkeypatch.setattr(under, "sweep_options", small)
+    words = ["reproduce", cell, "-n", "4", "-r", "2", "--campaign", "again", "--max-reruns", "0"]
+    code, out, err = sandbox.run(*words)
+    assert code == 5, err
+    assert asked == [{"gen": 4, "replicates": 2, "threads": None}]
+    assert "another machine than" in out.splitlines()[-1]
+    assert ("limit was not held" in out) == ("limited" in cell)
+    code, out, _ = sandbox.run(*words[:2], "--campaign", "third", "-r", "1", "--json")
+    data = json.loads(out)
+    assert (code, data["verdict"]["kind"], data["campaign"]) == (5, "not comparable", "third")
+    assert len(data["records"]) == 1
+    assert sandbox.run(*words)[0] == 2, "a campaign is measured once"
 
 
 def test_the_command_lists_cells_and_refuses_nonsense(capsys: pytest.CaptureFixture[str]) -> None:
