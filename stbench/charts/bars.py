@@ -32,7 +32,8 @@ _CAPTION_IN = 0.98 * WIDTH_IN
 @dataclass(frozen=True)
 class Bar:
     """``value`` None: there is only ``text``, how the runs ended. ``low`` and ``high`` are the interval or
-    range of a measured one; ``text`` is its value and marks as its table's cell says them."""
+    range of a measured one; ``text`` is its value and marks as its table's cell says them; ``published`` is
+    what was published of the same device."""
 
     label: str
     colour: str
@@ -41,6 +42,7 @@ class Bar:
     high: float | None
     text: str
     measured: bool
+    published: float | None = None
 
 
 @dataclass(frozen=True)
@@ -82,8 +84,10 @@ def bar_figure(
     height = units * BAR_IN + top_in + bottom_in
     figure = Figure(figsize=(WIDTH_IN, height), facecolor=theme.background)
     axes = figure.add_axes((_LEFT, bottom_in / height, 0.645, units * BAR_IN / height))
-    tops = [bar.high or bar.value or 0.0 for group in groups for bar in group.bars]
-    limit = (max(tops, default=0.0) or 1.0) * 1.16
+    every = [bar for group in groups for bar in group.bars]
+    highest = max((max(bar.high or bar.value or 0.0, bar.published or 0.0) for bar in every), default=0.0)
+    # Room for the text behind the longest bar.
+    limit = (highest or 1.0) * (1.3 if any(bar.published for bar in every) else 1.16)
     axes.set_xlim(0, limit)
     axes.set_ylim(units - GROUP_GAP / 2, -GROUP_GAP / 2)
     y = 0.0
@@ -124,6 +128,12 @@ def _draw_bar(axes: Axes, bar: Bar, y: float, limit: float, theme: Theme) -> Non
         for x in (bar.low, bar.high):
             axes.plot([x, x], [y - 0.22, y + 0.22], color=theme.text, linewidth=1.3)
         end = max(end, bar.high)
+    if bar.published is not None:
+        axes.barh(
+            y, bar.published, height=0.9, facecolor="none", edgecolor=theme.text, linewidth=1.0,
+            linestyle=(0, (2, 1.5)),
+        )  # fmt: skip
+        end = max(end, bar.published)
     axes.text(
         end + limit * 0.008, y, _value_text(bar), ha="left", va="center", fontsize=7,
         color=theme.text if bar.measured else theme.muted,
@@ -132,11 +142,13 @@ def _draw_bar(axes: Axes, bar: Bar, y: float, limit: float, theme: Theme) -> Non
 
 def _value_text(bar: Bar) -> str:
     """The median and the marks; the interval is drawn. Without a value: how the runs ended."""
+    beside = f"published {bar.published:.2f}" if bar.published is not None else ""
     if not bar.measured or bar.value is None:
-        return bar.text
+        return ", ".join(part for part in (bar.text, beside) if part)
     marks = bar.text.rpartition(" ")[2] if " " in bar.text else ""
     median = bar.text.split(" ", 1)[0]
-    return f"{median} {marks}" if marks and marks[-1] not in ")]" else median
+    said = f"{median} {marks}" if marks and marks[-1] not in ")]" else median
+    return f"{said} ({beside})" if beside else said
 
 
 def _style(axes: Axes, unit: str, theme: Theme) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 import matplotlib
@@ -9,7 +10,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from stbench.charts import series
+from stbench.charts import ghosts, series
 from stbench.charts.kinds import Drawn, Kind, Request
 from stbench.charts.lineplot import base_captions, draw_line, draw_point, headroom, keys_of, looks_of
 from stbench.charts.series import Line, Point
@@ -19,9 +20,13 @@ from stbench.tables import cells
 
 _FREE = ("cache",)
 _MIB = 1 << 20
+# From this ratio of the largest cache to the smallest on (two models), the axis is logarithmic.
+_LOG_FROM = 20
 
 
-def cache_figure(found: list[Line], left_out: list[str], theme: str = "light") -> Figure:
+def cache_figure(
+    found: list[Line], left_out: list[str], theme: str = "light", ratio_to: Mapping[str, str] | None = None
+) -> Figure:
     """Lines of :func:`stbench.charts.series.lines` over the cache's size in MiB: tokens/s on the left, the
     hit rate on the right, a row per device."""
     colours = THEMES[theme]
@@ -38,6 +43,14 @@ def cache_figure(found: list[Line], left_out: list[str], theme: str = "light") -
             "Bound (dotted, in the line's colour): the smaller of decoding with all weights in memory and of "
             "what storage gave over the bytes that a static cache of the same size misses.",
         )
+    marks = ghosts.at(
+        [line for line in found if not line.first["n_depth"]],
+        dict(ratio_to or {}),
+        lambda line, threads: line.points[-1].x,
+    )
+    keys += ghosts.keys(marks, colours)
+    if any(marks.values()):
+        captions.append("Published with a cache whose size was not stated: at the largest of ours.")
     title = "Speed and hit rate by cache size"
     with matplotlib.rc_context(RC):
         figure, all_axes = sheet(
@@ -54,12 +67,14 @@ def cache_figure(found: list[Line], left_out: list[str], theme: str = "light") -
         )
         for i, place in enumerate(places):
             here = [line for line in found if line.device == place]
-            _speeds(all_axes[2 * i], here, looks, colours)
+            _speeds(all_axes[2 * i], here, looks, marks, colours)
             _hits(all_axes[2 * i + 1], here, looks, colours)
     return figure
 
 
-def _speeds(axes: Axes, here: Sequence[Line], looks: Mapping[str, Stroke], theme: Theme) -> None:
+def _speeds(
+    axes: Axes, here: Sequence[Line], looks: Mapping[str, Stroke], marks: ghosts.Ghosts, theme: Theme
+) -> None:
     tops = []
     for line in here:
         stroke = looks[line.label]
@@ -69,6 +84,7 @@ def _speeds(axes: Axes, here: Sequence[Line], looks: Mapping[str, Stroke], theme
         if bounds:
             axes.plot(*zip(*bounds, strict=True), ":", color=stroke.colour, linewidth=1.6, zorder=2)
             tops += [bound for _, bound in bounds]
+        tops += ghosts.draw(axes, marks.get(id(line), ()), stroke)
     _across(axes, here)
     headroom(axes, tops)
     short_numbers(axes)
@@ -93,10 +109,20 @@ def _hits(axes: Axes, here: Sequence[Line], looks: Mapping[str, Stroke], theme: 
 
 
 def _across(axes: Axes, here: Sequence[Line]) -> None:
-    largest = max(point.x for line in here for point in line.points)
-    axes.set_xlim(0, largest * 1.06)
+    sizes = [point.x for line in here for point in line.points]
+    low, high = max(min(sizes), 1.0), max(sizes)
+    if high <= _LOG_FROM * low:
+        axes.set_xlim(0, high * 1.06)
+        axes.locator_params(axis="x", nbins=6)
+        axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        return
+    axes.set_xscale("log")
+    axes.set_xlim(low / 1.2, high * 1.2)
+    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    ticks = [step * 10.0**power for power in powers for step in ((1, 3) if high < 1000 * low else (1,))]
+    axes.set_xticks([tick for tick in ticks if low / 1.2 <= tick <= high * 1.2], minor=False)
+    axes.set_xticks([], minor=True)
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
-    axes.locator_params(axis="x", nbins=6)
 
 
 def _bound(point: Point) -> float | None:
@@ -125,7 +151,7 @@ def _draw(request: Request) -> list[Drawn]:
             said.append(f"{point.cell.value or 0.0:.1f} tokens/s{rate} at {point.x:.3g} MiB")
         parts.append(f"{legible(line.device, 40)}, {line.label}: {', '.join(said)}.")
     alt = "Lines: decode speed and hit rate by the size of the cache. " + " ".join(parts)
-    figure = cache_figure(found, left_out, request.theme)
+    figure = cache_figure(found, left_out, request.theme, request.ratio_to)
     return [Drawn("cache", KIND.name, "Speed and hit rate by cache size", alt, figure)]
 
 

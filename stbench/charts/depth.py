@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from itertools import pairwise
 
 from matplotlib.figure import Figure
 
-from stbench.charts import series
+from stbench.charts import ghosts, series
 from stbench.charts.kinds import Drawn, Kind, Request
 from stbench.charts.lineplot import Drawing, base_captions, draw_line, headroom, line_alt, line_figure, tops
 from stbench.charts.series import Line
@@ -15,8 +16,15 @@ from stbench.charts.series import Line
 _FREE = ("n_depth", "n_ctx")
 
 
-def depth_figure(found: list[Line], left_out: list[str], theme: str = "light") -> Figure:
+def depth_figure(
+    found: list[Line], left_out: list[str], theme: str = "light", ratio_to: Mapping[str, str] | None = None
+) -> Figure:
     """Lines of :func:`stbench.charts.series.lines` over depth."""
+    marks = ghosts.at(found, dict(ratio_to or {}), lambda line, threads: 0.0)
+
+    def panel(drawing: Drawing) -> None:
+        _panel(drawing, marks)
+
     return line_figure(
         found,
         "Decode speed by depth",
@@ -24,20 +32,23 @@ def depth_figure(found: list[Line], left_out: list[str], theme: str = "light") -
         "decode, tokens/s",
         theme,
         captions=[*base_captions(found, _FREE), *left_out],
-        draw=_panel,
+        extra_keys=lambda colours: ghosts.keys(marks, colours),
+        draw=panel,
     )
 
 
-def _panel(drawing: Drawing) -> None:
+def _panel(drawing: Drawing, marks: ghosts.Ghosts) -> None:
+    highest = tops(drawing)
     for line, stroke in drawing.lines:
         draw_line(drawing.axes, line, stroke, drawing.theme)
+        highest += ghosts.draw(drawing.axes, marks[id(line)], stroke)
     depths = sorted({point.x for line, _ in drawing.lines for point in line.points})
     drawing.axes.set_xlim(0, max(depths) * 1.03)
     far_apart = all(b - a >= max(depths) / 10 for a, b in pairwise(depths))
     if far_apart:
         drawing.axes.set_xticks(depths)
     drawing.axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
-    headroom(drawing.axes, tops(drawing))
+    headroom(drawing.axes, highest)
 
 
 def _draw(request: Request) -> list[Drawn]:
@@ -48,7 +59,7 @@ def _draw(request: Request) -> list[Drawn]:
     if not found:
         return []
     alt = line_alt(found, "Lines: decode speed by depth", lambda point: f"depth {point.x:.0f}", "tokens/s")
-    figure = depth_figure(found, left_out, request.theme)
+    figure = depth_figure(found, left_out, request.theme, request.ratio_to)
     return [Drawn("depth", KIND.name, "Decode speed by depth", alt, figure)]
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 
 from stbench.agent.wire import RunRecord
 from stbench.charts import (
@@ -19,6 +21,9 @@ from stbench.charts import (
 )
 from stbench.charts.kinds import Drawn, Kind, Request
 from stbench.charts.results import Results, results_of
+from stbench.tables.table import clean
+
+_OURS = str(Path(__file__).parents[1])
 
 # In the order of reports.
 KINDS: tuple[Kind, ...] = (
@@ -45,6 +50,19 @@ def drawable(
     results = records if isinstance(records, Results) else results_of(records)
     request = Request(results, theme, dict(ratio_to or {}))
     return [drawn for kind in KINDS for drawn in kind.draw(request)]
+
+
+def absent_sentence(kinds: Iterable[Kind]) -> str:
+    """That records have nothing for these kinds, and what each needs."""
+    return "Not drawn: " + "; ".join(f"{each.name} (needs {each.needs})" for each in kinds) + "."
+
+
+def failure_sentence(kind: Kind, error: Exception) -> str:
+    """That a kind could not be drawn, why, and in which line of which module."""
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if _OURS in frame.filename]
+    where = f" ({Path(frames[-1].filename).name}:{frames[-1].lineno})" if frames else ""
+    said = f"{type(error).__name__}: {clean(str(error))}".removesuffix(": ")
+    return f"The chart {kind.name} could not be drawn: {said}{where}."
 
 
 def kind(name: str) -> Kind:

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 import pandas as pd
 from matplotlib.figure import Figure
 
-from stbench.charts import series
+from stbench.charts import ghosts, series
 from stbench.charts.kinds import Drawn, Kind, Request
 from stbench.charts.lineplot import Drawing, base_captions, draw_line, headroom, line_alt, line_figure, tops
 from stbench.charts.series import Line, Point
@@ -17,12 +17,22 @@ from stbench.charts.style import TEXT_PT, fitted, legible
 # What is new in another campaign of the same case: the build above all.
 _FREE = ("campaign", "library", "seed")
 _MOST_NAMES = 8
+_PUBLISHED_AT = -0.25
 
 
 def history_figure(
-    found: list[Line], left_out: list[str], campaigns: Sequence[tuple[str, str]], theme: str = "light"
+    found: list[Line],
+    left_out: list[str],
+    campaigns: Sequence[tuple[str, str]],
+    theme: str = "light",
+    ratio_to: Mapping[str, str] | None = None,
 ) -> Figure:
-    """Lines over the places of ``campaigns``, (name, date) each."""
+    """Lines over the places of ``campaigns``, (name, date) each; what was published stands before all."""
+    marks = ghosts.at(
+        [line for line in found if not line.first["n_depth"]],
+        dict(ratio_to or {}),
+        lambda line, threads: _PUBLISHED_AT,
+    )
     builds = {str(row) for line in found for point in line.points for row in point.rows["library"]} - {""}
     captions = base_captions(found, _FREE)
     captions.insert(1, f"Equally far apart, whatever lay between them. Builds of the runtime: {len(builds)}.")
@@ -32,18 +42,20 @@ def history_figure(
 
     def panel(drawing: Drawing) -> None:
         axes = drawing.axes
+        highest = tops(drawing)
         for line, stroke in drawing.lines:
             draw_line(axes, line, stroke, drawing.theme)
+            highest += ghosts.draw(axes, marks.get(id(line), ()), stroke)
         texts = [f"{fitted(legible(name, 80), TEXT_PT, room)}\n{date}" for name, date in campaigns]
         # The last one always has its name: it is the one that people ask about.
         named = list(range(len(campaigns) - 1, -1, -step))[::-1]
         axes.set_xticks(named, [texts[i] for i in named])
         axes.set_xlim(-0.4, len(campaigns) - 0.6)
-        headroom(axes, tops(drawing))
+        headroom(axes, highest)
 
     return line_figure(
         found, "Decode speed over campaigns", "", "decode, tokens/s", theme,
-        captions=[*captions, *left_out], draw=panel,
+        captions=[*captions, *left_out], extra_keys=lambda colours: ghosts.keys(marks, colours), draw=panel,
     )  # fmt: skip
 
 
@@ -78,7 +90,7 @@ def _draw(request: Request) -> list[Drawn]:
     alt = line_alt(
         found, "Lines: decode speed over campaigns", lambda p: legible(campaigns[int(p.x)][0], 40), "tokens/s"
     )
-    figure = history_figure(found, left_out, campaigns, request.theme)
+    figure = history_figure(found, left_out, campaigns, request.theme, request.ratio_to)
     return [Drawn("history", KIND.name, "Decode speed over campaigns", alt, figure)]
 
 

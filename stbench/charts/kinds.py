@@ -22,6 +22,11 @@ class Drawn:
     figure: Figure
 
 
+def file_stem(name: str, theme: str) -> str:
+    """The file's name of a figure of that name, without ending."""
+    return name if theme == "light" else f"{name}-{theme}"
+
+
 @dataclass(frozen=True)
 class Request:
     """What a kind draws from. ``theme`` is a key of :data:`stbench.charts.style.THEMES`; ``ratio_to`` maps a

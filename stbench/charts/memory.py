@@ -8,13 +8,10 @@ from itertools import pairwise
 
 from matplotlib.figure import Figure
 
-from stbench.charts import series
+from stbench.charts import ghosts, series
 from stbench.charts.kinds import Drawn, Kind, Request
 from stbench.charts.lineplot import Drawing, base_captions, draw_points, headroom, line_alt, line_figure, tops
 from stbench.charts.series import Line, Point
-from stbench.charts.sheet import GHOST, Key
-from stbench.charts.style import Stroke
-from stbench.tables import limited_grid, published
 
 _FREE = ("memory_limit_bytes", "cache", "cache_policy", "io", "io_direct", "prefetch")
 _GHOST_BESIDE = 0.13  # of the distance of two limits
@@ -24,11 +21,12 @@ def memory_figure(
     found: list[Line], left_out: list[str], theme: str = "light", ratio_to: Mapping[str, str] | None = None
 ) -> Figure:
     """Lines of :func:`stbench.charts.series.lines` over limits, infinity being none."""
-    ghosts = {id(line): published_points(line, dict(ratio_to or {})) for line in found}
-    limits = sorted({x for line in found for x in [p.x for p in line.points] + list(ghosts[id(line)])})
+    marks = ghosts.by_limit(found, dict(ratio_to or {}))
+    limits = sorted(
+        {x for line in found for x in [p.x for p in line.points] + [limit for limit, _ in marks[id(line)]]}
+    )
     captions = base_captions(found, _FREE)
     captions.insert(1, "Of several caches at one limit the fastest. No limit: all weights in memory.")
-    shown = any(ghosts.values())
 
     def panel(drawing: Drawing) -> None:
         axes = drawing.axes
@@ -41,13 +39,8 @@ def memory_figure(
                 dash = stroke.dash if xs[1] - xs[0] == 1 and math.isfinite(right.x) else ":"
                 ys = left.cell.value or 0.0, right.cell.value or 0.0
                 axes.plot(xs, ys, dash, color=stroke.colour, linewidth=1.5, zorder=3)
-            for limit, speed in ghosts[id(line)].items():
-                axes.plot(
-                    [limits.index(limit) + _GHOST_BESIDE], [speed], stroke.marker, markersize=7,
-                    markerfacecolor="none", markeredgecolor=stroke.colour, markeredgewidth=1.2,
-                    clip_on=False, zorder=5,
-                )  # fmt: skip
-                highest.append(speed)
+            beside = [(limits.index(limit) + _GHOST_BESIDE, speed) for limit, speed in marks[id(line)]]
+            highest += ghosts.draw(axes, beside, stroke)
         axes.set_xticks(range(len(limits)), [_limit_text(limit) for limit in limits])
         axes.set_xlim(-0.5, len(limits) - 0.5)
         headroom(axes, highest)
@@ -59,25 +52,9 @@ def memory_figure(
         "decode, tokens/s",
         theme,
         captions=[*captions, *left_out],
-        extra_keys=lambda colours: [Key("published", Stroke(colours.muted, GHOST, ""))] if shown else [],
+        extra_keys=lambda colours: ghosts.keys(marks, colours),
         draw=panel,
     )
-
-
-def published_points(line: Line, ratio_to: Mapping[str, str]) -> dict[float, float]:
-    """Limit -> published tokens/s of the line's model and switches on its device; empty where that is none
-    of the published ones."""
-    key = ratio_to.get(line.device, line.device)
-    model = str(line.first["catalogue_model"])
-    out = {}
-    for table in published.published_tables():
-        for row in table.rows:
-            speed = row.speeds.get(key)
-            switches = (bool(line.first["sparse_ffn"]), bool(line.first["sparse_lm_head"]))
-            if speed is None or row.model != model or (row.sparse_ffn, row.sparse_lm_head) != switches:
-                continue
-            out[float(limited_grid.published_limit(row.memory)) if row.limited else math.inf] = speed
-    return out
 
 
 def _limit_text(limit: float) -> str:

@@ -22,12 +22,17 @@ _NOTHING = ("", "—", "not run")
 
 
 def speed_figure(
-    cells: pd.DataFrame, title: str, theme: str = "light", profiles: Sequence[str] = ()
+    cells: pd.DataFrame,
+    title: str,
+    theme: str = "light",
+    profiles: Sequence[str] = (),
+    ratio_to: Mapping[str, str] | None = None,
 ) -> Figure:
     """Decode speed of every device, one group of bars per device: measured solid with interval or range,
-    published as outlines. ``cells`` is :func:`stbench.tables.render.tidy` of one table, ``profiles`` are that
-    table's, for the caption; ``theme`` is a key of :data:`THEMES`. Rows that no device measured are left out,
-    unless nothing was measured at all."""
+    published as outlines, around the bars of the very device where that was measured. ``cells`` is
+    :func:`stbench.tables.render.tidy` of one table, ``profiles`` are that table's, for the caption; ``theme``
+    is a key of :data:`THEMES`; ``ratio_to`` says which published device a measured one is. Rows that no
+    device measured are left out, unless nothing was measured at all."""
     colours = THEMES[theme]
     measured = cells[cells["role"] == "speed"]
     published = cells[cells["role"] == "published"]
@@ -38,10 +43,16 @@ def speed_figure(
     palette = {
         row["row"]: colour for row, colour in zip(rows, bar_colours(families, colours.blue), strict=True)
     }
-    groups = [_group(rows, palette, column, True) for _, column in measured.groupby("column", sort=False)] + [
-        _group(rows, palette, column, False) for _, column in published.groupby("column", sort=False)
-    ]
-    captions = caption_lines(_captions(measured, left_out, profiles))
+    theirs = {str(column["device"].iloc[0]): column for _, column in published.groupby("column", sort=False)}
+    groups, beside = [], set()
+    for _, column in measured.groupby("column", sort=False):
+        device = str(column["device"].iloc[0])
+        known = (ratio_to or {}).get(device, device)
+        beside.add(known)
+        groups.append(_group(rows, palette, column, bool(shown), theirs.get(known)))
+    beside &= set(theirs)
+    groups += [_published_group(rows, palette, column) for key, column in theirs.items() if key not in beside]
+    captions = caption_lines(_captions(measured, left_out, profiles, bool(beside)))
     with matplotlib.rc_context(RC):
         return bar_figure(groups, title, captions, UNIT, colours)
 
@@ -72,7 +83,9 @@ def _draw(request: Request) -> list[Drawn]:
         )
         if not measured or not any(column.role == "published" for column in table.columns):
             continue
-        figure = speed_figure(render.tidy([table]), table.title, request.theme, table.profiles)
+        figure = speed_figure(
+            render.tidy([table]), table.title, request.theme, table.profiles, request.ratio_to
+        )
         name = "speed" if table.key == "4B" else f"speed-{table.key.lower()}"
         out.append(Drawn(name, KIND.name, table.title, speed_alt(table), figure))
     return out
@@ -95,20 +108,47 @@ def _rows(cells: pd.DataFrame) -> list[dict[str, str]]:
 
 
 def _group(
-    rows: Sequence[Mapping[str, str]], palette: Mapping[str, str], column: pd.DataFrame, measured: bool
+    rows: Sequence[Mapping[str, str]],
+    palette: Mapping[str, str],
+    column: pd.DataFrame,
+    measured_only: bool,
+    published: pd.DataFrame | None,
+) -> Group:
+    """A measured device; ``published`` is its own published column. ``measured_only``: without rows that it
+    neither ran nor was published with."""
+    by_row = {str(cell["row"]): cell for _, cell in column.iterrows()}
+    theirs = {} if published is None else dict(zip(published["row"], published["value"], strict=True))
+    bars = []
+    for row in rows:
+        cell, beside = by_row.get(row["row"]), _number(theirs.get(row["row"]))
+        if cell is None or (measured_only and beside is None and str(cell["text"]) in _NOTHING):
+            continue
+        text = f"{cell['text']} {cell['marks']}".strip()
+        value, low, high = (_number(cell[name]) for name in ("value", "low", "high"))
+        bars.append(Bar(_bar_label(row), palette[row["row"]], value, low, high, text, True, beside))
+    return Group(f"{_header(column)} (measured)", bars)
+
+
+def _published_group(
+    rows: Sequence[Mapping[str, str]], palette: Mapping[str, str], column: pd.DataFrame
 ) -> Group:
     by_row = {str(cell["row"]): cell for _, cell in column.iterrows()}
-    header = str(column["header"].iloc[0]).removesuffix(" tokens/s")
     bars = []
     for row in rows:
         cell = by_row.get(row["row"])
-        if cell is None or (not measured and _number(cell["value"]) is None):
-            continue
-        text, marks = str(cell["text"]), str(cell["marks"])
-        label = _short(row["label"]) if not row["parent"] else f"  {row['label']}"
-        value, low, high = (_number(cell[name]) for name in ("value", "low", "high"))
-        bars.append(Bar(label, palette[row["row"]], value, low, high, f"{text} {marks}".strip(), measured))
-    return Group(f"{header} (measured)" if measured else header, bars)
+        value = None if cell is None else _number(cell["value"])
+        if cell is not None and value is not None:
+            colour = palette[row["row"]]
+            bars.append(Bar(_bar_label(row), colour, value, None, None, str(cell["text"]), False))
+    return Group(_header(column), bars)
+
+
+def _header(column: pd.DataFrame) -> str:
+    return str(column["header"].iloc[0]).removesuffix(" tokens/s")
+
+
+def _bar_label(row: Mapping[str, str]) -> str:
+    return _short(row["label"]) if not row["parent"] else f"  {row['label']}"
 
 
 def _short(label: str) -> str:
@@ -121,7 +161,9 @@ def _number(value: Any) -> float | None:
     return None if value is None or pd.isna(value) else float(value)
 
 
-def _captions(measured: pd.DataFrame, left_out: Sequence[str], profiles: Sequence[str]) -> list[str]:
+def _captions(
+    measured: pd.DataFrame, left_out: Sequence[str], profiles: Sequence[str], beside: bool
+) -> list[str]:
     lines = []
     if measured["value"].notna().any():
         kinds = {str(kind) for kind in measured["kind"] if kind}
@@ -129,7 +171,8 @@ def _captions(measured: pd.DataFrame, left_out: Sequence[str], profiles: Sequenc
             frozenset({"interval"}): "line: interval of the median",
             frozenset({"range"}): "line: range of the replicates, no interval",
         }.get(frozenset(kinds), "line: interval of the median, or range where marked r")
-        lines.append(f"Solid: measured, {whisker}. Outlined: published.")
+        dashed = " Dashed around a measured bar: published of that very device." if beside else ""
+        lines.append(f"Solid: measured, {whisker}. Outlined: published.{dashed}")
     else:
         lines.append("Outlined: published. Nothing measured.")
     drawn = set("".join(measured.loc[~measured["text"].isin(_NOTHING), "marks"]))

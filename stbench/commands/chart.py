@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,7 @@ from stbench.commands import add_command
 from stbench.commands._ratio_to import add_ratio_to, published_pairs
 
 if TYPE_CHECKING:
-    from stbench.charts import Kind
+    from stbench.charts import Drawn, Kind, Results
     from stbench.commands import Subparsers
 
 ALL = "all"
@@ -34,7 +35,6 @@ def register(subparsers: Subparsers) -> None:
         subparsers,
         "chart",
         run,
-        help="draw stored results: speed, memory, threads, latency, ...",
         example=_EXAMPLE,
     )
     parser.add_argument("kind", nargs="?", metavar="KIND", help=f"one of --list, or {ALL}")
@@ -63,10 +63,10 @@ def register(subparsers: Subparsers) -> None:
 def run(args: argparse.Namespace) -> int:
     """Draws one kind or all, and writes the files."""
     from stbench import charts
-    from stbench.charts.kinds import Request
-    from stbench.console import stderr_console
-    from stbench.errors import UsageError
+    from stbench.console import complain, stderr_console
+    from stbench.errors import EXIT_DEFECT, EXIT_OK, UsageError
     from stbench.records import store
+    from stbench.tables import stamps
     from stbench.tables.reporting import write_atomically
 
     log = stderr_console(quiet=args.quiet)
@@ -94,28 +94,33 @@ def run(args: argparse.Namespace) -> int:
             log.print(problem, markup=False)
     results = charts.results_of(records, args.filter)
     if args.list:
-        _print_list(charts.KINDS, Request(results, "light", ratio_to) if paths else None, as_json=args.json)
+        request = charts.Request(results, "light", ratio_to) if paths else None
+        _print_list(charts.KINDS, request, as_json=args.json)
         return 0
     if not paths:
         raise UsageError("chart: no results were named", hint=f"stbench chart {args.kind} results/NAME")
-    kinds = [kind for kind in charts.KINDS if args.kind in (ALL, kind.name)]
-    themes = [theme for theme in charts.THEMES if args.theme in (theme, "both")]
-    writers = {"svg": charts.svg_bytes, "png": charts.png_bytes}
-    missing = []
+    missing, failed = [], []
     written: list[dict[str, Any]] = []
-    for kind in kinds:
-        drawn = [(theme, each) for theme in themes for each in kind.draw(Request(results, theme, ratio_to))]
+    stamp = {"filter": args.filter, "ratio_to": stamps.pairs(ratio_to)}
+    digest = stamps.digest(map(store.records_path, paths))
+    for kind in [kind for kind in charts.KINDS if args.kind in (ALL, kind.name)]:
+        # Of a kind that raises, the others are drawn all the same.
+        try:
+            drawn = list(_drawn(kind, results, ratio_to, args.theme, formats))
+        except Exception as error:
+            failed.append(charts.failure_sentence(kind, error))
+            continue
         if not drawn:
             missing.append(kind)
-        for theme, each in drawn:
+        for each, theme, ending, data in drawn:
             args.out.mkdir(parents=True, exist_ok=True)
-            name = each.name if theme == "light" else f"{each.name}-{theme}"
-            for ending in formats:
-                path = write_atomically(args.out / f"{name}.{ending}", writers[ending](each.figure))
-                log.print(f"wrote {path}", markup=False, soft_wrap=True)
-                about = {"kind": each.kind, "theme": theme, "title": each.title, "alt": each.alt}
-                written.append({"path": str(path), **about})
-    if not written:
+            words = stamps.words(digest, chart=each.name, theme=theme, **stamp)
+            path = args.out / f"{charts.file_stem(each.name, theme)}.{ending}"
+            write_atomically(path, stamps.stamped(data, words))
+            log.print(f"wrote {path}", markup=False, soft_wrap=True)
+            about = {"kind": each.kind, "theme": theme, "title": each.title, "alt": each.alt}
+            written.append({"path": str(path), **about})
+    if not written and not failed:
         which = f"no run fits --filter {args.filter}" if args.filter and not results.records else ""
         raise UsageError(
             which or f"these results have nothing for {args.kind}: it needs {_needs(missing)}",
@@ -125,7 +130,23 @@ def run(args: argparse.Namespace) -> int:
         log.print(f"not drawn: {kind.name}: needs {kind.needs}; {kind.sweep}", markup=False, soft_wrap=True)
     if args.json:
         print(json.dumps(written, indent=2, ensure_ascii=False))
-    return 0
+    if not failed:
+        return EXIT_OK
+    complain("\n".join(failed), "please report it as a defect")
+    return EXIT_DEFECT
+
+
+def _drawn(
+    kind: Kind, results: Results, ratio_to: Mapping[str, str], wanted: str, formats: Sequence[str]
+) -> Iterator[tuple[Drawn, str, str, bytes]]:
+    """Each figure, its theme, its ending and its file."""
+    from stbench import charts
+
+    writers = {"svg": charts.svg_bytes, "png": charts.png_bytes}
+    for theme in [theme for theme in charts.THEMES if wanted in (theme, "both")]:
+        for each in kind.draw(charts.Request(results, theme, ratio_to)):
+            for ending in formats:
+                yield each, theme, ending, writers[ending](each.figure)
 
 
 def _needs(missing: list[Kind]) -> str:

@@ -74,7 +74,7 @@ def register(subparsers: Subparsers) -> None:
         "--update",
         type=Path,
         metavar="FILE.md",
-        help="rewrite the tables between its markers <!-- grid: begin --> and <!-- grid: end -->, from "
+        help="rewrite tables and charts between its lines <!-- grid: begin --> and <!-- grid: end -->, from "
         "RESULTS or from what the markers name",
     )
     pages.add_argument(
@@ -95,17 +95,19 @@ def run(args: argparse.Namespace) -> int:
 
 def _print(args: argparse.Namespace) -> int:
     from stbench.console import stderr_console, stdout_console
-    from stbench.tables import engine_view, grid, html, latex, render, reporting
+    from stbench.tables import grid, html, latex, render
 
     log = stderr_console(quiet=args.quiet)
     if _by_index(args):
         every = _indexed(args)
     else:
-        records = engine_view.of_engine(_read(args.results, quiet=args.quiet), args.engine)
-        every = grid.build_tables(records, published_pairs(args.ratio_to))
+        records = _read(args.results, quiet=args.quiet)
+        every = grid.build_tables(records, published_pairs(args.ratio_to), args.engine)
     tables = _chosen(every, args.engine, args.table)
     if args.out is not None:
-        for path in reporting.write_tables(every, args.out):
+        from stbench.tables import reporting
+
+        for path in reporting.write_tables(every, args.out, published_pairs(args.ratio_to)):
             log.print(f"wrote {path}", markup=False)
     chosen = "json" if args.json else args.format
     if chosen == "rich":
@@ -128,7 +130,6 @@ def _page(args: argparse.Namespace) -> int:
     from stbench.console import stderr_console
     from stbench.errors import EXIT_OK, EXIT_REGRESSION, UsageError
     from stbench.tables import pages
-    from stbench.tables.reporting import write_atomically
 
     option = "--update" if args.update is not None else "--check"
     for name, given in (
@@ -148,16 +149,16 @@ def _page(args: argparse.Namespace) -> int:
     if args.results:
         page = pages.with_results(page, args.results)
     made = pages.updated(page, _maker(page, quiet=args.quiet))
-    difference = pages.difference(page, made)
     log = stderr_console(quiet=args.quiet)
-    if not difference:
-        log.print(f"{page.path} is up to date", markup=False, soft_wrap=True)
+    written = made.write() if args.update is not None else []
+    for path in written:
+        log.print(f"wrote {path}", markup=False, soft_wrap=True)
+    stale = made.stale() if args.update is None else []
+    if not stale:
+        if not written:
+            log.print(f"{page.path} is up to date", markup=False, soft_wrap=True)
         return EXIT_OK
-    if args.update is not None:
-        write_atomically(page.path.resolve(), made.encode())
-        log.print(f"wrote {page.path}", markup=False, soft_wrap=True)
-        return EXIT_OK
-    print("\n".join(difference))
+    print("\n".join(stale))
     log.print(
         f"{page.path} is stale; bring it up to date: stbench grid --update {page.path}",
         markup=False,
@@ -169,12 +170,12 @@ def _page(args: argparse.Namespace) -> int:
 def _maker(page: Page, *, quiet: bool) -> Maker:
     """Makes blocks of a page, and says what of; results that several blocks share are read once."""
     from stbench.records import store
-    from stbench.tables import engine_view, pages, render
-    from stbench.tables.pages import Source
+    from stbench.tables import engine_view, page_charts, render, stamps
+    from stbench.tables.pages import Made, Source
 
     read: dict[tuple[str, ...], list[RunRecord]] = {}
 
-    def make(source: Source) -> tuple[str, str]:
+    def make(source: Source) -> Made:
         base = page.path.resolve().parent
         paths = [base / name for name in source.results]
         if source.results not in read:
@@ -182,8 +183,16 @@ def _maker(page: Page, *, quiet: bool) -> Maker:
         (engine,) = source.get("engine")[-1:] or ["all"]
         records = engine_view.of_engine(read[source.results], engine)
         ratio_to = [text.replace(":", "=", 1) for text in source.get("ratio-to")]
-        text = render.markdown(_tables(records, engine, source.get("table"), ratio_to))
-        return text, pages.digest([store.records_path(path).read_bytes() for path in paths])
+        tables = []
+        if source.tables_shown:
+            tables = _tables(read[source.results], engine, source.get("table"), ratio_to)
+        return page_charts.made(
+            source,
+            records,
+            published_pairs(ratio_to),
+            stamps.digest(map(store.records_path, paths)),
+            render.markdown(tables) if tables else "",
+        )
 
     return make
 
@@ -197,7 +206,7 @@ def _read(paths: Sequence[Path], *, quiet: bool) -> list[RunRecord]:
         reading = store.read_records(path)
         records += reading.latest()
         for problem in reading.problems:
-            stderr_console(quiet=quiet).print(problem, markup=False)
+            stderr_console(quiet=quiet).print(problem, markup=False, soft_wrap=True)
     return records
 
 
@@ -206,7 +215,7 @@ def _tables(
 ) -> list[Table]:
     from stbench.tables import grid
 
-    return _chosen(grid.build_tables(records, published_pairs(ratio_to)), engine, names)
+    return _chosen(grid.build_tables(records, published_pairs(ratio_to), engine), engine, names)
 
 
 def _chosen(tables: list[Table], engine: str, names: Sequence[str]) -> list[Table]:

@@ -46,7 +46,7 @@
     button.addEventListener('click', () => {
       const next = { none: 'ascending', ascending: 'descending', descending: 'none' };
       const now = next[header.getAttribute('aria-sort')];
-      for (const other of header.parentNode.children) {
+      for (const other of header.closest('thead').querySelectorAll('th')) {
         if (other.hasAttribute('aria-sort')) other.setAttribute('aria-sort', 'none');
       }
       header.setAttribute('aria-sort', now);
@@ -63,11 +63,17 @@
     return /^-?\d+(\.\d+)?( %)?$/.test(text) ? parseFloat(text) : text;
   }
 
+  /* The header of each column: under one that spans several, those of the second row. */
+  function columnHeaders(head) {
+    const under = head.rows[1] ? [...head.rows[1].cells] : [];
+    return [...head.rows[0].cells].flatMap((cell) => (cell.colSpan > 1 ? under.splice(0, cell.colSpan) : [cell]));
+  }
+
   const gridRows = [];
   for (const table of document.querySelectorAll('section.grid table')) {
     const body = table.tBodies[0];
     const rows = [...body.rows];
-    [...table.tHead.rows[0].cells].forEach((header, i) => {
+    columnHeaders(table.tHead).forEach((header, i) => {
       sortButton(header, (direction) => {
         const keyed = rows.map((row) => [cellValue(row.cells[i]), row]);
         if (direction) keyed.sort((a, b) => compare(a[0], b[0], direction));

@@ -30,6 +30,8 @@ from stbench.tables.table import Cell, Column, Row, Table, clean, count
 # Bytes of the whole page, of which charts may take at most their part.
 PAGE_BYTES = 1_950_000
 CHART_BYTES = 850_000
+# What it says of records that found no room.
+SENTENCES_BYTES = 1000
 
 # Of one table; a campaign of a thousand cases is a list to filter, not to read.
 MOST_ROWS = 300
@@ -49,12 +51,14 @@ class Given:
 
 @dataclass(frozen=True)
 class Report:
-    """``html`` is the page; ``verdict`` what it says at the top; ``limits`` what it does not show."""
+    """``html`` is the page; ``verdict`` what it says at the top; ``limits`` what it does not show; ``failed``
+    names the charts that could not be drawn, which are defects."""
 
     html: str
     verdict: Verdict
     limits: tuple[str, ...]
     difference: Difference | None
+    failed: tuple[str, ...] = ()
 
 
 def report_html(
@@ -70,8 +74,8 @@ def report_html(
     tables, limits = _fitting(grid.build_tables(given.records, ratio_to))
     facts = notes.device_facts(results.records)
     unfinished = sum(record.status == UNFINISHED for record in given.records)
-    found = verdict.verdict(results.frame, tables, facts, given.problems, unfinished)
-    pictures, without = _pictures(results, ratio_to)
+    drawn = _pictures(results, ratio_to)
+    found = verdict.verdict(results.frame, tables, facts, [*given.problems, *drawn.failed], unfinished)
 
     shown, frames, offset = _newest(results)
     if offset:
@@ -89,18 +93,23 @@ def report_html(
         shown, frames = [*shown, *more], [*frames, *more_frames]
     devices = boards_.boards(results.frame, facts, given.findings)
 
-    def assembled(data: dict[str, Any], sentences: Sequence[str]) -> str:
+    def assembled(data: dict[str, Any], sentences: Sequence[str], chart_bytes: int) -> str:
         title = clean(given.name, 120) + (f" against {clean(against.name, 120)}" if against else "")
+        pictures, without = drawn.within(chart_bytes)
         return page.page(
             title, found, grids, pictures, without, changed, changed_tables, devices, data, sentences
         )
 
     empty = {"summary": SUMMARY, "groups": GROUPS, "pool": [], "records": [], "details": []}
-    room = PAGE_BYTES - len(assembled(empty, limits).encode())
+    room = PAGE_BYTES - SENTENCES_BYTES - len(assembled(empty, limits, CHART_BYTES).encode())
     fitted = budget.fit(shown, frames, links.used, room)
     limits += fitted.sentences
     data = {**empty, "pool": fitted.pool, "records": fitted.rows, "details": fitted.details}
-    return Report(assembled(data, limits), found, tuple(limits), changed)
+    html = assembled(data, limits, CHART_BYTES)
+    # What few records leave goes to the charts that found no room.
+    if drawn.within(CHART_BYTES)[0] != drawn.pictures:
+        html = assembled(data, limits, CHART_BYTES + PAGE_BYTES - len(html.encode()))
+    return Report(html, found, tuple(limits), changed, drawn.failed)
 
 
 def _newest(results: charts.Results) -> tuple[list[RunRecord], list[pd.Series[Any]], int]:
@@ -124,33 +133,59 @@ def _fitting(tables: Iterable[Table]) -> tuple[list[Table], list[str]]:
     return out, said
 
 
-def _pictures(results: charts.Results, ratio_to: Mapping[str, str] | None) -> tuple[list[Picture], list[str]]:
-    """Every chart that the records have, and a sentence about those that did not fit."""
+@dataclass(frozen=True)
+class _Drawn:
+    """``absent`` are kinds that the records have nothing for, ``failed`` says which ones raised."""
+
+    pictures: list[Picture]
+    absent: list[charts.Kind]
+    failed: tuple[str, ...]
+
+    def within(self, size: int) -> tuple[list[Picture], list[str]]:
+        """The pictures that fit into ``size`` bytes, and sentences on the kinds that are not there."""
+        kept, left_out = within(self.pictures, size)
+        said = list(self.failed)
+        if left_out:
+            titles = "; ".join(clean(title, 80) for title in left_out)
+            said.append(f"Left out to keep this file small (`stbench chart` draws them): {titles}.")
+        if not self.pictures and not self.failed:
+            return kept, ["These records hold nothing that a chart could show."]
+        return kept, [*said, *([charts.absent_sentence(self.absent)] if self.absent else [])]
+
+
+def _pictures(results: charts.Results, ratio_to: Mapping[str, str] | None) -> _Drawn:
+    """Every chart that the records have. One that raises takes no other with it, nor the page."""
+    made: list[Picture] = []
+    absent: list[charts.Kind] = []
+    failed: list[str] = []
+    for kind in charts.KINDS:
+        try:
+            found = _of_kind(kind, results, dict(ratio_to or {}))
+        except Exception as error:
+            failed.append(charts.failure_sentence(kind, error))
+            continue
+        made += found
+        if not found:
+            absent.append(kind)
+    return _Drawn(made, absent, tuple(failed))
+
+
+def _of_kind(kind: charts.Kind, results: charts.Results, ratio_to: Mapping[str, str]) -> list[Picture]:
+    light, dark = (kind.draw(charts.Request(results, theme, ratio_to)) for theme in ("light", "dark"))
     with warnings.catch_warnings():
         # A name may have letters that no font here has: boxes in the picture, letters in the page.
         warnings.filterwarnings("ignore", message="Glyph .* missing from")
-        made = [
+        return [
             Picture(
-                clean(light.name, 80),
-                light.title,
-                light.alt,
-                data_uri(light.figure),
-                data_uri(dark.figure),
-                *page_size(light.figure),
+                clean(a.name, 80),
+                a.title,
+                a.alt,
+                data_uri(a.figure),
+                data_uri(b.figure),
+                *page_size(a.figure),
             )
-            for light, dark in zip(
-                charts.drawable(results, "light", ratio_to),
-                charts.drawable(results, "dark", ratio_to),
-                strict=True,
-            )
+            for a, b in zip(light, dark, strict=True)
         ]
-    kept, left_out = within(made, CHART_BYTES)
-    if not made:
-        return [], ["These records hold nothing that a chart could show."]
-    titles = "; ".join(clean(title, 80) for title in left_out)
-    return kept, [
-        f"Left out to keep this file small (`stbench chart` draws them): {titles}."
-    ] if left_out else []
 
 
 class _Links:

@@ -2,8 +2,8 @@
 
 What a page may hang its styles and scripts on: ``section.grid`` with ``id="grid-4b"``, ``div.scroll`` around
 the table, ``td`` with ``data-role`` (of :data:`stbench.tables.table.ROLES`), ``data-column`` and, of numbers,
-``data-value``; rows have ``data-row`` and variants ``class="variant"``. Everything is escaped: names and
-details come from boards.
+``data-value``; rows have ``data-row`` and variants ``class="variant"``. One device's columns stand under one
+header, ``class="group"``. Everything is escaped: names and details come from boards.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def _section(table: Table, link: Link | None) -> str:
         f'<div class="scroll" tabindex="0" role="group" aria-labelledby="{name}-title">',
         "<table>",
         "<thead>",
-        f"<tr>{''.join(_header(column) for column in columns)}</tr>",
+        *_head(columns),
         "</thead>",
         "<tbody>",
         *(_row(table, row, columns, link) for row in table.rows),
@@ -53,10 +53,45 @@ def _section(table: Table, link: Link | None) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _header(column: Column) -> str:
+def _head(columns: Sequence[Column]) -> list[str]:
+    """The header's rows: one, or two where neighbours share a device's name, which then stands once."""
+    groups = _groups(columns)
+    if all(len(group) == 1 for group in groups):
+        return [f"<tr>{''.join(_header(column) for column in columns)}</tr>"]
+    upper, lower = "", ""
+    for group in groups:
+        if len(group) == 1:
+            upper += _header(group[0], ' rowspan="2"')
+            continue
+        name = _text(_shared_name(group[0]))
+        upper += f'<th scope="colgroup" class="group" colspan="{len(group)}">{name}</th>'
+        lower += "".join(_header(column, skip=1) for column in group)
+    return [f"<tr>{upper}</tr>", f"<tr>{lower}</tr>"]
+
+
+def _groups(columns: Sequence[Column]) -> list[list[Column]]:
+    groups: list[list[Column]] = []
+    for column in columns:
+        name = _shared_name(column)
+        if groups and name and column.role != "speed" and name == _shared_name(groups[-1][0]):
+            groups[-1].append(column)
+        else:
+            groups.append([column])
+    return groups
+
+
+def _shared_name(column: Column) -> str:
+    """What the headers of a measured device's columns begin with; "" for other columns."""
+    lines = column.header.splitlines()
+    return lines[0] if column.device and column.role != "published" and len(lines) > 1 else ""
+
+
+def _header(column: Column, attributes: str = "", skip: int = 0) -> str:
     # Numbers of published devices stay tellable from measured ones without colour.
-    parts = "<br>".join(_text(part) for part in column.header.splitlines())
-    return f'<th scope="col" data-role="{column.role}" data-column="{_text(column.key)}">{parts}</th>'
+    lines = [_text(part).replace("(", "<wbr>(") for part in column.header.splitlines()[skip:]]
+    parts = "<br>".join(lines)
+    about = f'data-role="{column.role}" data-column="{_text(column.key)}"'
+    return f'<th scope="col"{attributes} {about}>{parts}</th>'
 
 
 def _row(table: Table, row: Row, columns: Sequence[Column], link: Link | None) -> str:

@@ -1,18 +1,18 @@
-"""Tables inside a page, between markers, made again from stored records at will.
+"""Tables and charts inside a page, between markers, made again from stored records at will.
 
-    <!-- grid: begin results/desk results/pi table=4b records=0123456789ab -->
+    <!-- grid: begin results/desk results/pi table=4b charts=speed folder=pictures records=0123456789ab -->
     ...
     <!-- grid: end -->
 
 The begin marker says what the block is made from: RESULTS, relative to the page, options, and a digest of the
 records, so that every edited number shows, be it one that no median rests on. Everything outside the blocks
-stays byte for byte. Markers stand alone on their lines; those in fenced code are text.
+stays byte for byte. Markers stand alone on their lines; those in fenced code are text. Charts are files in
+the folder, which say themselves what they were made from (:mod:`stbench.tables.stamps`).
 """
 
 from __future__ import annotations
 
 import difflib
-import hashlib
 import os
 import re
 import shlex
@@ -21,12 +21,14 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from stbench.errors import InputError, UsageError
+from stbench.tables import stamps
+from stbench.tables.reporting import write_atomically
 from stbench.tables.table import clean
 
 _MARKER = re.compile(r" {0,3}<!--[ \t]*grid:[ \t]*(begin|end)\b(.*?)-->[ \t]*")
 _FENCE = re.compile(r" {0,3}(`{3,}|~{3,})")
-OPTIONS = ("table", "engine", "ratio-to")
-DIGEST = "records"
+OPTIONS = ("table", "engine", "ratio-to", "charts", "folder")
+DIGEST = stamps.RECORDS
 
 # Of a diff that is shown.
 _DIFF_LINES = 24
@@ -58,6 +60,16 @@ class Source:
         """The values of an option, in order."""
         return [value for key, value in self.options if key == name]
 
+    @property
+    def charts(self) -> list[str]:
+        """The kinds of charts that it names."""
+        return [word for value in self.get("charts") for word in value.split(",") if word]
+
+    @property
+    def tables_shown(self) -> bool:
+        """Whether it has tables: who names charts and no table wants charts alone."""
+        return not self.charts or bool(self.get("table"))
+
 
 @dataclass(frozen=True)
 class Block:
@@ -68,8 +80,25 @@ class Block:
     source: Source
 
 
-# Makes the Markdown of a block, and the digest of the records that it was made from.
-Maker = Callable[[Source], tuple[str, str]]
+@dataclass(frozen=True)
+class Picture:
+    """A file beside a page: its ``path`` relative to the page, what it is made from, and how."""
+
+    path: str
+    stamp: str
+    draw: Callable[[], bytes]
+
+
+@dataclass(frozen=True)
+class Made:
+    """Of a block: its Markdown, the digest of the records that it was made from, and its pictures."""
+
+    text: str
+    digest: str
+    pictures: tuple[Picture, ...] = ()
+
+
+Maker = Callable[[Source], Made]
 
 
 @dataclass(frozen=True)
@@ -79,6 +108,41 @@ class Page:
     path: Path
     lines: tuple[str, ...]
     blocks: tuple[Block, ...]
+
+    def beside(self, name: str) -> Path:
+        """What ``name`` in one of its markers means; through links, a page's neighbours are the file's."""
+        return Path(os.path.relpath(self.path.resolve().parent / name))
+
+
+@dataclass(frozen=True)
+class Updated:
+    """What a page should be. ``pictures`` are those of all its blocks."""
+
+    page: Page
+    text: str
+    pictures: tuple[Picture, ...]
+
+    def stale(self) -> list[str]:
+        """What would change: the first lines of a unified diff, and a sentence per stale picture; none where
+        nothing would."""
+        lines = difference(self.page, self.text)
+        return lines + [
+            why for each in self.pictures if (why := stamps.stale(self.page.beside(each.path), each.stamp))
+        ]
+
+    def write(self) -> list[Path]:
+        """Draws all pictures and writes what is not there yet, pictures before the page that shows them;
+        returns the paths. A picture that cannot be drawn or written raises, and leaves the page as it was."""
+        written = []
+        for each in self.pictures:
+            path, data = self.page.beside(each.path), stamps.stamped(each.draw(), each.stamp)
+            if not path.is_file() or path.read_bytes() != data:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                written.append(write_atomically(path, data))
+        if difference(self.page, self.text):
+            write_atomically(self.page.path.resolve(), self.text.encode())
+            written.append(self.page.path)
+        return written
 
 
 def read_page(path: Path) -> Page:
@@ -111,10 +175,11 @@ def with_results(page: Page, results: Sequence[Path]) -> Page:
     return replace(page, blocks=made)
 
 
-def updated(page: Page, make: Maker) -> str:
-    """The page's text with every block made again. Raises :class:`InputError` for a block that does not say
-    what it is made from, and what ``make`` raises."""
+def updated(page: Page, make: Maker) -> Updated:
+    """The page with every block made again. Raises :class:`InputError` for a block that does not say what it
+    is made from, for two that draw the same file, and what ``make`` raises."""
     out: list[str] = []
+    pictures: dict[str, Picture] = {}
     done = 0
     for block in page.blocks:
         if not block.source.results:
@@ -123,12 +188,19 @@ def updated(page: Page, make: Maker) -> str:
                 hint=f"stbench grid RESULTS... --update {page.path} writes it into the marker",
             )
         end = "\r\n" if page.lines[block.first].endswith("\r\n") else "\n"
-        text, found = make(block.source)
-        marker = replace(block.source, digest=found).marker()
+        made = make(block.source)
+        for picture in made.pictures:
+            if picture.path in pictures:
+                raise InputError(
+                    f"{page.path}:{block.first + 1}: {picture.path} is drawn by a block above it already",
+                    hint="give the block another folder=",
+                )
+            pictures[picture.path] = picture
+        marker = replace(block.source, digest=made.digest).marker()
         out += page.lines[done : block.first]
-        out += [line + end for line in (marker, *text.strip("\n").split("\n"))]
+        out += [line + end for line in (marker, *made.text.strip("\n").split("\n"))]
         done = block.last
-    return "".join([*out, *page.lines[done:]])
+    return Updated(page, "".join([*out, *page.lines[done:]]), tuple(pictures.values()))
 
 
 def difference(page: Page, made: str) -> list[str]:
@@ -217,12 +289,10 @@ def _source(where: str, text: str) -> Source:
             raise InputError(f"{where}: unknown option {name}; known: {', '.join(OPTIONS)}")
         else:
             results.append(word)
-    return Source(tuple(results), tuple(options), found)
-
-
-def digest(files: Sequence[bytes]) -> str:
-    """Of records files: 12 hexadecimal digits, equal for line ends of either kind."""
-    made = hashlib.sha256()
-    for data in files:
-        made.update(data.replace(b"\r\n", b"\n"))
-    return made.hexdigest()[:12]
+    source = Source(tuple(results), tuple(options), found)
+    if source.charts and len(source.get("folder")) != 1:
+        raise InputError(
+            f"{where}: charts= needs one folder=, relative to the page, where the pictures lie",
+            hint=f"charts={','.join(source.charts)} folder=charts",
+        )
+    return source

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from stbench.agent.wire import RunRecord
+from stbench.charts.kinds import file_stem
 from stbench.charts.speed import speed_figure
 from stbench.charts.style import THEMES, png_bytes, svg_bytes
 from stbench.tables import render
@@ -23,10 +24,12 @@ def write_reports(
 
     Creates ``out_dir``; every file appears complete or not at all. Raises OSError.
     """
-    return write_tables(build_tables(records, ratio_to), out_dir)
+    return write_tables(build_tables(records, ratio_to), out_dir, ratio_to)
 
 
-def write_tables(tables: Sequence[Table], out_dir: Path) -> list[Path]:
+def write_tables(
+    tables: Sequence[Table], out_dir: Path, ratio_to: Mapping[str, str] | None = None
+) -> list[Path]:
     """:func:`write_reports` of tables that are made already."""
     files: dict[str, bytes] = {
         "table.md": render.markdown(tables).encode(),
@@ -35,10 +38,10 @@ def write_tables(tables: Sequence[Table], out_dir: Path) -> list[Path]:
     }
     cells, title = render.tidy(tables[:1]), tables[0].title
     for theme in THEMES:
-        suffix = "" if theme == "light" else f"-{theme}"
-        figure = speed_figure(cells, title, theme, tables[0].profiles)
-        files[f"speed{suffix}.svg"] = svg_bytes(figure)
-        files[f"speed{suffix}.png"] = png_bytes(figure)
+        stem = file_stem("speed", theme)
+        figure = speed_figure(cells, title, theme, tables[0].profiles, ratio_to)
+        files[f"{stem}.svg"] = svg_bytes(figure)
+        files[f"{stem}.png"] = png_bytes(figure)
     out_dir.mkdir(parents=True, exist_ok=True)
     return [write_atomically(out_dir / name, data) for name, data in files.items()]
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
 import pytest
 
-from stbench import cli
+from stbench import charts, cli
 from stbench.agent import wire
+from stbench.charts import gallery
+from stbench.tables import stamps
 from tests.charts.material import everything, full
 
 
@@ -30,6 +33,10 @@ def test_one_kind_is_written_in_both_formats_and_themes(
     assert [row["path"] for row in said] == [f"here/{name}" for name in names]
     assert all("tokens/s" in row["alt"] for row in said)
     assert sorted(path.name for path in Path("here").iterdir()) == sorted(names)
+    digest = stamps.digest([results / "records.jsonl"])
+    for name in names:
+        theme = "dark" if "dark" in name else "light"
+        assert stamps.stale(Path("here", name), stamps.words(digest, chart="threads", theme=theme)) == ""
 
 
 def test_all_lists_what_is_not_there(results: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -40,6 +47,21 @@ def test_all_lists_what_is_not_there(results: Path, capsys: pytest.CaptureFixtur
     assert Path("charts/energy.svg").exists()
     assert not Path("charts/history.svg").exists()
     assert "not drawn: history: needs at least two campaigns" in said
+
+
+def test_a_kind_that_raises_takes_no_other_with_it(
+    results: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(request: charts.Request) -> list[charts.Drawn]:
+        raise ZeroDivisionError
+
+    kinds = (dataclasses.replace(gallery.kind("memory"), draw=broken), gallery.kind("threads"))
+    monkeypatch.setattr(charts, "KINDS", kinds)
+    assert cli.main(["chart", "all", str(results), "--format", "svg", "--theme", "light"]) == 70
+    said = capsys.readouterr().err
+    assert "The chart memory could not be drawn: ZeroDivisionError" in said
+    assert "please report it" in said
+    assert [path.name for path in Path("charts").iterdir()] == ["threads.svg"]
 
 
 def test_nothing_to_draw_names_the_sweep_and_is_a_usage_error(

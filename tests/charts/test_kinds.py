@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import json
 import os
 import subprocess
 import sys
 import warnings
 import xml.etree.ElementTree as ET
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import pytest
@@ -19,7 +21,7 @@ from matplotlib.text import Text
 
 from stbench import charts
 from stbench.agent.wire import RunRecord
-from stbench.charts import breakdown, gallery, latency, memory, series, style
+from stbench.charts import breakdown, gallery, latency, series, style
 from stbench.charts.kinds import Request
 from tests.charts.material import BOARDS, GIB, HOSTILE, LAYERS, MIB, everything, full
 
@@ -30,6 +32,12 @@ NAMES = [kind.name for kind in charts.KINDS]
 @pytest.fixture(scope="module")
 def results() -> charts.Results:
     return charts.results_of(everything(n=6))
+
+
+@pytest.fixture(scope="module")
+def drawn(results: charts.Results) -> dict[str, list[charts.Drawn]]:
+    """Theme -> every figure of these records; for tests that change none."""
+    return {theme: charts.drawable(results, theme) for theme in charts.THEMES}
 
 
 def draw(name: str, records: charts.Results | list[RunRecord], theme: str = "light") -> charts.Drawn:
@@ -72,44 +80,52 @@ def inside(figure: Figure) -> None:
             assert overlap_x < 1 or overlap_y < 1, (said, other_said)
 
 
-def test_records_of_everything_have_every_kind(results: charts.Results) -> None:
-    drawn = charts.drawable(results)
-    assert [each.kind for each in drawn] == NAMES
-    assert len({each.name for each in drawn}) == len(drawn)
-    for each in drawn:
-        assert len(each.alt) > 40
-        assert each.title
+def test_records_of_everything_have_every_kind(drawn: dict[str, list[charts.Drawn]]) -> None:
+    for found in drawn.values():
+        assert [each.kind for each in found] == NAMES
+        assert len({each.name for each in found}) == len(found)
+        for each in found:
+            assert len(each.alt) > 40
+            assert each.title
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_texts_stay_in_their_frame_in_both_themes(name: str, results: charts.Results) -> None:
-    for theme in charts.THEMES:
-        made = draw(name, results, theme).figure
-        inside(made)
-        assert made.get_size_inches()[0] == style.WIDTH_IN
-        assert matplotlib.colors.to_hex(made.get_facecolor()) == charts.THEMES[theme].background
-        # 7 points are 9 pixels at a README's 800.
-        assert min(text.get_fontsize() for text in texts(made)) >= 7
+def test_texts_stay_in_their_frame_in_both_themes(name: str, drawn: dict[str, list[charts.Drawn]]) -> None:
+    light, dark = (next(each.figure for each in drawn[theme] if each.kind == name) for theme in drawn)
+    inside(light)
+    # 7 points are 9 pixels at a README's 800.
+    assert min(text.get_fontsize() for text in texts(light)) >= 7
+    assert light.get_size_inches()[0] == style.WIDTH_IN
+    # Themes differ in colours alone.
+    assert dark.get_size_inches().tolist() == light.get_size_inches().tolist()
+    said = [[(text.get_text(), text.get_position()) for text in each.figure.texts] for each in (light, dark)]
+    assert said[0] == said[1]
+    for theme, figure in zip(drawn, (light, dark), strict=True):
+        assert matplotlib.colors.to_hex(figure.get_facecolor()) == charts.THEMES[theme].background
 
 
-def digests(seed: str) -> subprocess.Popen[str]:
-    code = (
-        "import hashlib; from stbench import charts; from tests.charts.material import everything;"
-        f"records = everything(n=1); records = records if {seed!r} == '1' else records[::-1];"
-        "print([(d.name, hashlib.sha256(f(d.figure)).hexdigest())"
-        " for d in charts.drawable(records, 'dark')"
-        " for f in [charts.svg_bytes] + [charts.png_bytes] * (d.name in ('speed', 'threads'))])"
-    )
-    env = {"PYTHONHASHSEED": seed, "PATH": os.environ["PATH"]}
-    return subprocess.Popen(
-        [sys.executable, "-c", code], cwd=ROOT, env=env, stdout=subprocess.PIPE, text=True
-    )
+def digests(records: list[RunRecord]) -> list[list[str]]:
+    return [
+        [each.name, hashlib.sha256(write(each.figure)).hexdigest()]
+        for each in charts.drawable(records, "dark")
+        for write in [charts.png_bytes if each.name == "threads" else charts.svg_bytes]
+    ]
 
 
 def test_same_records_same_bytes_in_another_process_and_order() -> None:
-    first, second = (process.communicate(timeout=300)[0] for process in [digests("1"), digests("2")])
-    assert first == second
-    assert first.count("(") == len(NAMES) + 2
+    code = (
+        "import json; from tests.charts.material import everything as all_;"
+        "from tests.charts.test_kinds import digests;"
+        "print(json.dumps(digests(all_(n=1)[::-1])))"
+    )
+    env = {"PYTHONHASHSEED": "2", "PATH": os.environ["PATH"]}
+    with subprocess.Popen(
+        [sys.executable, "-c", code], cwd=ROOT, env=env, stdout=subprocess.PIPE, text=True
+    ) as other:
+        here = digests(everything(n=1))
+        said = other.communicate(timeout=300)[0]
+    assert json.loads(said) == here
+    assert len(here) == len(NAMES)
 
 
 def test_files_say_no_date_and_are_well_formed(results: charts.Results) -> None:
@@ -168,20 +184,58 @@ def test_eight_boards_have_a_panel_each_and_published_ghosts() -> None:
     made = draw("memory", records).figure
     inside(made)
     assert len(made.axes) == len(BOARDS)
-    ghosts = [line for axes in made.axes for line in axes.lines if line.get_markerfacecolor() == "none"]
     # Limited and not, on the seven published boards; nothing on "local".
-    assert len(ghosts) == 14
+    assert len(ghosts_of(made)) == 14
     pi = next(
         axes for axes, board in zip(made.axes, sorted(BOARDS), strict=True) if board == "raspberry-pi-5"
     )
     assert any(line.get_ydata()[0] == 28.77 for line in pi.lines if line.get_markerfacecolor() == "none")
 
 
-def test_a_local_device_that_is_a_published_one_has_ghosts_when_said_so() -> None:
-    records = [full(tps=12.0, limit=GIB, cache=256 * MIB, ffn=True, head=True)]
-    line = series.lines(charts.results_of(records).frame, "decode_tps", lambda rows: GIB, ())[0]
-    assert memory.published_points(line, {}) == {}
-    assert memory.published_points(line, {"local": "raspberry-pi-5"})[float(GIB)] > 0
+def ghosts_of(figure: Figure) -> list[tuple[float, float]]:
+    lines = [line for axes in figure.axes for line in axes.lines if line.get_markerfacecolor() == "none"]
+    return [(line.get_xdata()[0], line.get_ydata()[0]) for line in lines]
+
+
+@pytest.mark.parametrize(
+    ("name", "varied", "expected"),
+    [
+        # Published with 4 threads; with no cache's size, no depth and no date.
+        ("threads", [{"threads": 2, "tps": 60.0}, {"threads": 8, "tps": 70.0}], (4, 108.17)),
+        ("depth", [{"depth": 512}, {"depth": 2048}], (0, 108.17)),
+        ("history", [{"campaign": "a"}, {"campaign": "b", "minute": 1}], (-0.25, 108.17)),
+        ("cache", [{"limit": GIB, "cache": size * MIB} for size in (128, 256)], (256, 29.99)),
+        ("memory", [{"limit": GIB, "cache": 128 * MIB}, {}], (1.13, 108.17)),
+    ],
+)
+def test_published_numbers_stand_beside_measured_ones(
+    name: str, varied: list[dict[str, Any]], expected: tuple[float, float]
+) -> None:
+    made = [full(**{"ffn": True, "head": True, "device": "mine"} | each) for each in varied]
+    results = charts.results_of(made)
+    assert ghosts_of(draw(name, results).figure) == []
+    request = Request(results, "light", {"mine": "i9-14900"})
+    figure = gallery.kind(name).draw(request)[0].figure
+    inside(figure)
+    found = ghosts_of(figure)
+    assert len(found) == (2 if name == "memory" else 1)
+    assert sorted(found)[-1] == pytest.approx(expected)
+    # Of a model that was never published there is none.
+    made = [full(**{"ffn": False, "head": True, "device": "i9-14900"} | each) for each in varied]
+    assert ghosts_of(draw(name, made).figure) == []
+
+
+def test_threads_that_were_not_stated_are_said_to_be_ours() -> None:
+    def said(published: str) -> tuple[list[tuple[float, float]], str]:
+        made = [full(tps=tps, threads=t, ffn=True, head=True) for t, tps in ((1, 9.0), (2, 20.0), (4, 15.0))]
+        request = Request(charts.results_of(made), "light", {"local": published})
+        figure = gallery.kind("threads").draw(request)[0].figure
+        return ghosts_of(figure), words(figure)
+
+    marks, text = said("raspberry-pi-5")
+    assert marks == [(2, 28.77)]
+    assert "which was not stated" in text
+    assert "not stated" not in said("i9-14900")[1]
 
 
 def test_whiskers_are_intervals_and_hollow_points_say_why() -> None:

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import struct
 import xml.etree.ElementTree as ET
+from collections.abc import Callable
 
 import matplotlib
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from stbench import charts
 from stbench.agent.wire import RunRecord
 from stbench.charts.speed import speed_figure
-from stbench.charts.style import PNG_DPI, WIDTH_IN
+from stbench.charts.style import PNG_DPI, RC, WIDTH_IN
 from stbench.tables import render
 from stbench.tables.grid import build_tables
 from tests.tables.factory import record, table_4b
@@ -33,15 +36,13 @@ def bars(made: Figure) -> list[Rectangle]:
     return [patch for patch in made.axes[0].patches if isinstance(patch, Rectangle)]
 
 
-@pytest.mark.parametrize("theme", list(charts.THEMES))
-def test_same_records_same_bytes(theme: str) -> None:
-    for renderer in (charts.svg_bytes, charts.png_bytes):
-        first = renderer(figure(table_4b(), theme))
-        with matplotlib.rc_context({"font.size": 20, "svg.hashsalt": "other", "axes.grid": True}):
-            second = renderer(figure(list(reversed(table_4b())), theme))
-        assert first == second
-    svg = charts.svg_bytes(figure(table_4b(), theme))
-    assert b"<dc:date>" not in svg
+@pytest.mark.parametrize(("theme", "renderer"), [("light", charts.svg_bytes), ("dark", charts.png_bytes)])
+def test_same_records_same_bytes(theme: str, renderer: Callable[[Figure], bytes]) -> None:
+    first = renderer(figure(table_4b(), theme))
+    with matplotlib.rc_context({"font.size": 20, "svg.hashsalt": "other", "axes.grid": True}):
+        second = renderer(figure(list(reversed(table_4b())), theme))
+    assert first == second
+    assert b"<dc:date>" not in first
 
 
 def test_measured_is_solid_and_published_is_outlined() -> None:
@@ -53,6 +54,34 @@ def test_measured_is_solid_and_published_is_outlined() -> None:
     assert len(ghosts) == 3 * 7
     assert max(bar.get_width() for bar in ghosts) == 148.56
     assert solid[0].get_width() == pytest.approx(72.775)
+
+
+def test_published_numbers_of_the_device_itself_stand_around_its_bars() -> None:
+    table = build_tables(table_4b(device="mine"))[0]
+    made = speed_figure(render.tidy([table]), table.title, "light", (), {"mine": "raspberry-pi-5"})
+    dashed = [bar for bar in bars(made) if isinstance(bar.get_linestyle(), tuple)]
+    assert [bar.get_width() for bar in dashed] == [28.77, 27.44, 11.08]
+    # And not once more below; six other devices are.
+    assert len([bar for bar in bars(made) if bar.get_facecolor()[3] == 0]) == 3 + 3 * 6
+    said = texts(made)
+    assert any(text.endswith("(published 28.77)") for text in said)
+    assert not any(text == "Raspberry PI 5" for text in said)
+    assert "Dashed around a measured bar" in " ".join(said)
+    assert "Dashed" not in " ".join(texts(figure(table_4b())))
+
+
+def test_rows_that_a_device_did_not_run_take_no_room() -> None:
+    """Beside another engine that did."""
+    others = [
+        dataclasses.replace(one, engine="llama-bench", id=f"{one.id}-l")
+        for one in table_4b()
+        if "qwen" in one.label
+    ]
+    made = figure([*table_4b(), *others])
+    said = texts(made)
+    assert "not run" not in " ".join(said)
+    assert said.count("Qwen3 0.6B") == 2 + 7
+    assert len([bar for bar in bars(made) if bar.get_facecolor()[3] == 1]) == 6 + 2
 
 
 def test_whiskers_span_the_interval() -> None:
@@ -112,8 +141,10 @@ def test_nothing_measured_shows_the_published_grid() -> None:
 )
 def test_no_text_leaves_the_picture_or_lies_on_another(records: list[RunRecord]) -> None:
     made = figure(records)
-    charts.png_bytes(made)
-    renderer = made.canvas.get_renderer()  # type: ignore[attr-defined]
+    canvas = FigureCanvasAgg(made)
+    with matplotlib.rc_context(RC):
+        canvas.draw()
+    renderer = canvas.get_renderer()
     width, height = made.get_size_inches() * made.dpi
     boxes = [t.get_window_extent(renderer) for t in [*made.texts, *made.axes[0].texts] if t.get_text()]
     for box in boxes:

@@ -50,7 +50,7 @@ def opened(browser: Browser, path: Path, width: int = 1280, **context: Any) -> I
     made: BrowserContext = browser.new_context(viewport={"width": width, "height": 800}, **context)
     try:
         page = made.new_page()
-        page.set_default_timeout(20_000)
+        page.set_default_timeout(120_000)
         found = Opened(page)
         page.on("console", lambda message: found.complaints.append(message.text))
         page.on("pageerror", lambda error: found.complaints.append(str(error)))
@@ -92,7 +92,7 @@ def sideways(page: Page) -> int:
 def until(page: Page, expression: str, arg: Any = None) -> None:
     """Waits for a JavaScript expression to hold. ``Page.wait_for_function`` evaluates it in the page, whose
     policy forbids that as soon as it has to wait."""
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 120
     while not page.evaluate(expression, arg):
-        assert time.monotonic() < deadline, f"not in 30 s: {expression}"
+        assert time.monotonic() < deadline, f"not in two minutes: {expression}"
         page.wait_for_timeout(20)

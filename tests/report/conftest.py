@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 from playwright.sync_api import Browser, sync_playwright
 
+from stbench import charts
 from stbench.agent import wire
+from stbench.charts import gallery
 from stbench.doctor.findings import Finding
 from stbench.report.reading import read_given
 from stbench.report.report import Given, report_html
@@ -21,9 +24,17 @@ from tests.tables.factory import record, table_4b
 @pytest.fixture(scope="session")
 def browser() -> Iterator[Browser]:
     with sync_playwright() as playwright:
-        made = playwright.chromium.launch(executable_path=chromium(), args=list(ARGUMENTS))
+        made = playwright.chromium.launch(executable_path=chromium(), args=list(ARGUMENTS), timeout=180_000)
         yield made
         made.close()
+
+
+@contextmanager
+def some_charts() -> Iterator[None]:
+    """Lines and bars, as SVG and as PNG: drawing every kind takes most of the time, and tests/charts does."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(charts, "KINDS", tuple(map(gallery.kind, ("speed", "memory", "energy"))))
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -44,7 +55,8 @@ def page_path(given: Given, tmp_path_factory: pytest.TempPathFactory) -> Path:
         for one in table_4b(6, spread=0.02)
     ]
     path = tmp_path_factory.mktemp("report") / "report.html"
-    path.write_text(report_html(given, Given("faster", faster)).html, encoding="utf-8")
+    with some_charts():
+        path.write_text(report_html(given, Given("faster", faster)).html, encoding="utf-8")
     return path
 
 
@@ -57,5 +69,6 @@ def hostile_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert len(read.records) == len(ATTACKS), read.problems
     given = dataclasses.replace(read, name=ATTACKS[1], problems=[ATTACKS[0]])
     path = directory / "report.html"
-    path.write_text(report_html(given).html, encoding="utf-8")
+    with some_charts():
+        path.write_text(report_html(given).html, encoding="utf-8")
     return path

@@ -12,11 +12,13 @@ import pytest
 
 from stbench import charts, cli
 from stbench.agent import wire
+from stbench.charts import gallery
 from stbench.report import budget, report
 from stbench.report.markup import Markup, data_block, element
 from stbench.report.report import Given, report_html
 from stbench.report.thinning import thinned
 from stbench.report.verdict import BAD, CAUTION, GOOD
+from tests.charts.material import full
 from tests.report.hostile import full_record
 from tests.tables.factory import record, table_4b
 
@@ -24,7 +26,7 @@ from tests.tables.factory import record, table_4b
 @pytest.fixture(autouse=True)
 def _without_charts(monkeypatch: pytest.MonkeyPatch) -> None:
     """They take most of the time; the browser's tests see them."""
-    monkeypatch.setattr(charts, "drawable", lambda *_: [])
+    monkeypatch.setattr(charts, "KINDS", ())
 
 
 def data_of(html: str) -> dict[str, Any]:
@@ -191,6 +193,75 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert 'id="difference"' in html
     assert "unchanged" in html
     assert len(data_of(html)["records"]) == 72
+
+
+def test_a_chart_that_raises_takes_nothing_with_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def broken(request: charts.Request) -> list[charts.Drawn]:
+        raise ValueError("no <ink>")
+
+    kinds = (
+        dataclasses.replace(gallery.kind("speed"), draw=broken),
+        *map(gallery.kind, ("threads", "energy")),
+    )
+    monkeypatch.setattr(charts, "KINDS", kinds)
+    records = [full(tps=30.0 * t, threads=t) for t in (1, 2)]
+    out = tmp_path / "page.html"
+    assert cli.main(["report", write(tmp_path / "a", records), "--out", str(out), "--json"]) == 70
+    printed = capsys.readouterr()
+    sentence = "The chart speed could not be drawn: ValueError: no <ink>"
+    assert json.loads(printed.out)["failed"][0].startswith(sentence)
+    assert sentence in printed.err
+    html = out.read_text("utf-8")
+    # At the top, and where it would stand; the others are there.
+    assert html.count("The chart speed could not be drawn: ValueError: no &lt;ink&gt;") == 2
+    assert 'id="chart-threads"' in html
+    assert "Not drawn: energy (needs runs on a device with an energy sensor" in html
+
+
+def test_charts_get_the_room_that_few_records_leave(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(charts, "KINDS", (gallery.kind("threads"),))
+    monkeypatch.setattr(report, "CHART_BYTES", 10)
+    records = [full(tps=30.0 * t, threads=t) for t in (1, 2)]
+    html = report_html(Given("desk", records)).html
+    assert 'id="chart-threads"' in html
+    assert "Left out to keep" not in html
+    monkeypatch.setattr(report, "PAGE_BYTES", len(html.encode()) - 1000)
+    html = report_html(Given("desk", records)).html
+    assert 'id="chart-threads"' not in html
+    assert "Left out to keep this file small (`stbench chart` draws them): Decode speed by threads." in html
+
+
+def test_check_tells_whether_a_report_is_of_its_records(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    one, two = write(tmp_path / "one", table_4b(1)), write(tmp_path / "two", table_4b(1, campaign="c2"))
+    out = tmp_path / "page.html"
+
+    def check(*results: str) -> tuple[int, str]:
+        capsys.readouterr()
+        return cli.main(["report", *results, "--out", str(out), "--check"]), capsys.readouterr().out
+
+    assert check(one)[0] == 1
+    assert not out.exists()
+    assert cli.main(["report", one, two, "--out", str(out)]) == 0
+    assert check(one, two) == (0, "")
+    assert check(two, one) == (0, "")
+    assert "results=one,two" in check(one)[1]
+    assert check(one, two, "--against", one)[0] == 1
+    assert check(one, two, "--ratio-to", "local=rk3588")[0] == 1
+    written = out.read_bytes()
+    out.write_bytes(written.replace(b"71.00", b"91.00", 1))
+    assert "changed by hand" in check(one, two)[1]
+    out.write_bytes(written)
+    (tmp_path / "one" / "doctor.json").write_text('[{"device": "local", "problem": "", "findings": []}]')
+    assert check(one, two)[0] == 1
+    (tmp_path / "one" / "doctor.json").unlink()
+    assert check(one, two) == (0, "")
+    records = tmp_path / "two" / "records.jsonl"
+    records.write_text(records.read_text() + "\n")
+    assert "made from results=one,two records=" in check(one, two)[1]
 
 
 def test_difference_that_is_refused(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from tests.tables.factory import record
 from tests.tables.test_render import fixed_records
 
 EVIL = "x\"'|</td><script>alert(1)</script>\x1b[31m\u202e $a_b^2$ \\input{/etc/passwd} % & # ~ {[*"
-VOID = {"br", "meta", "link", "img", "hr", "input"}
+VOID = {"br", "wbr", "meta", "link", "img", "hr", "input"}
 
 
 class Balanced(HTMLParser):
@@ -32,6 +32,7 @@ class Balanced(HTMLParser):
         self.open: list[str] = []
         self.ids: list[str] = []
         self.rows: list[int] = []
+        self.from_above = 0
         self.widths: list[set[int]] = []
         self.tags: set[str] = set()
         self.text: list[str] = []
@@ -46,9 +47,11 @@ class Balanced(HTMLParser):
         if tag == "table":
             self.widths.append(set())
         if tag == "tr":
-            self.rows.append(0)
+            self.rows.append(self.from_above)
+            self.from_above = 0
         if tag in ("td", "th"):
-            self.rows[-1] += 1
+            self.rows[-1] += int(values.get("colspan") or 1)
+            self.from_above += values.get("rowspan") == "2"
         if tag not in VOID:
             self.open.append(tag)
 

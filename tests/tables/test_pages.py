@@ -170,8 +170,3 @@ def test_names_that_no_comment_can_hold() -> None:
         Source(("results/a-->b",)).marker()
     quoted = Source(("results/my desk",), (("table", "4b"),))
     assert pages._source("p.md:1", quoted.marker()[17:-3]) == quoted
-
-
-def test_only_line_ends_of_records_may_differ() -> None:
-    assert pages.digest([b"a\r\nb\n"]) == pages.digest([b"a\nb\n"])
-    assert pages.digest([b"a\nb\n"]) != pages.digest([b"a\nc\n"])
