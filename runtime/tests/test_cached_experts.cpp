@@ -1,9 +1,12 @@
 // Experts that stay on storage: whatever the cache's size, policy and reader, and whatever is read ahead, the logits
 // are those of the model in memory, to the bit. `test_cached_experts few` tries fewer combinations.
+#include <algorithm>
 #include <cstdio>
 #include <string>
+#include <vector>
 
 #include "base/error.h"
+#include "base/timeline.h"
 #include "bundled_models.h"
 #include "expect.h"
 #include "session_settings.h"
@@ -316,6 +319,34 @@ void test_routing() {
   EXPECT(status_of([&] { sbr::Session refused(dense.get(), options); }, &sentence) == SBR_ERR_ARGUMENT);
 }
 
+// A router that reads a layer's input has its experts asked for before q, k and v are computed.
+void test_requests_before_attention() {
+  const Bundled model(tiny_smallthinker(SBR_TYPE_Q4_0, true), true);
+  for (uint32_t threads : {1u, 2u}) {
+    sbr_session_options options = cached_options(model, 3);
+    options.n_threads = threads;
+    options.timeline_events = 4096;
+    sbr::Session session(model.get(), options);
+    decode_all(session, token_stream(8));
+    sbr_timeline_info info = {};
+    info.struct_size = sizeof info;
+    session.timeline().copy(nullptr, 0, 0, &info);
+    std::vector<sbr_timeline_event> events(info.n_events);
+    session.timeline().copy(reinterpret_cast<uint8_t*>(events.data()), sizeof events[0], events.size(), &info);
+    events.resize(info.n_written);
+    uint32_t asked = 0, late = 0;
+    for (const sbr_timeline_event& request : events) {
+      if (request.kind != SBR_TIMELINE_LOAD && request.kind != SBR_TIMELINE_HIT) continue;
+      ++asked;
+      late += std::any_of(events.begin(), events.end(), [&](const sbr_timeline_event& span) {
+        return span.kind == SBR_TIMELINE_ATTENTION && span.thread == 0 && span.step == request.step &&
+               span.layer == request.layer && span.begin_ns < request.begin_ns;
+      });
+    }
+    EXPECT(info.n_lost == 0 && asked != 0 && late == 0);
+  }
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -332,5 +363,6 @@ int main(int argc, char** argv) {
   test_limits_of_options();
   test_model();
   test_routing();
+  test_requests_before_attention();
   return finish("test_cached_experts");
 }

@@ -12,12 +12,15 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from stbench.agent import sbr
-from stbench.agent.wire import ModelShape, RunRecord, SynthSpec
+from stbench.agent.wire import RunRecord, SynthSpec
 
 # What the runtime's readers have under way at most, in reads of the kernel of 512 KiB (runtime/src/io): all
 # units that these belong to are served at the same time.
 PIECE_BYTES = 512 << 10
 PIECES_AT_ONCE = {"io_uring": 32, "pread": 4}
+
+# Routers are F32; other matrices take 4.5 bits a weight.
+F32_PER_Q4_0 = 32 / 4.5
 
 # Layers that each way of reading ahead names experts for.
 GUESS_LAYERS = {"exact": 0, "next-layer": 1, "next-2": 2, "next-4": 4}
@@ -51,11 +54,11 @@ def shares_of(spec: SynthSpec) -> dict[str, float]:
     reads, since reading weights is what decoding takes its time for."""
     d, kv = spec.n_embd, spec.n_head_kv * spec.head_dim
     q = spec.n_head * spec.head_dim
-    qkv, output, expert = d * (q + 2 * kv), d * q, 3 * d * spec.n_ff
-    layer = qkv + output + expert * spec.n_expert_used
+    attention, router, expert = d * (q + 2 * kv) + d * q, F32_PER_Q4_0 * d * spec.n_expert, 3 * d * spec.n_ff
+    layer = attention + router + expert * spec.n_expert_used
     head = d * spec.n_vocab
     # SmallThinker's router reads a layer's input; the others' reads what attention left.
-    lead = qkv if spec.architecture == "smallthinker" else qkv + output
+    lead = router if spec.architecture == "smallthinker" else attention + router
     total = spec.n_layer * layer + head
     return {"outside": head / total, "lead": lead / layer, "tail": expert / layer, "router": 0.0}
 
@@ -75,21 +78,14 @@ def _shares(record: RunRecord) -> dict[str, float] | None:
     layers_ns = phases.ns_total - phases.ns_lm_head
     if layers_ns <= 0 or not phases.ns_ffn or not phases.ns_lm_head:
         return None
-    known = _known_at(shape) * phases.ns_attention + phases.ns_router
+    # SmallThinker's router comes first, the others' behind attention.
+    before = 0 if shape.architecture == "smallthinker" else phases.ns_attention
     return {
         "outside": phases.ns_lm_head / phases.ns_total,
-        "lead": known / layers_ns,
+        "lead": (before + phases.ns_router) / layers_ns,
         "tail": phases.ns_ffn / shape.n_expert_used / layers_ns,
         "router": phases.ns_router / layers_ns,
     }
-
-
-def _known_at(shape: ModelShape) -> float:
-    """The share of attention, by its weights, that comes before a layer's experts are known."""
-    if shape.architecture != "smallthinker":
-        return 1.0
-    q, kv = shape.n_head * shape.head_dim, shape.n_head_kv * shape.head_dim
-    return (q + 2 * kv) / (2 * q + 2 * kv)
 
 
 def clock_of(

@@ -19,12 +19,16 @@ from tests.benchmarks.conftest import Measure
 pytestmark = pytest.mark.quiet
 
 COLUMNS = 1536
-BYTES_PER_ROW = {"q4_0": 864, "q8_0": 1632, "q4_k": 864, "f16": 3072}
+BYTES_PER_ROW = {"q4_0": 864, "q8_0": 1632, "q4_1": 960, "q4_k": 864, "q6_k": 1260, "f16": 3072}
 KERNELS = [
     *((kernel, kind) for kind in ("q4_0", "q8_0") for kernel in ("gemv", "gather_gemv", "gemm", "axpy_rows")),
-    *((kernel, kind) for kind in ("q4_k", "f16", "q4_0_x16", "q8_0_x16") for kernel in ("gemv", "gemm")),
+    *((kernel, kind) for kind in ("q4_1", "q4_k", "q6_k", "f16") for kernel in ("gemv", "gemm")),
+    *((kernel, f"{kind}_x16") for kind in ("q4_0", "q4_1", "q8_0", "q4_k") for kernel in ("gemv", "gemm")),
     ("quantise", "q4_0"),
+    ("up_down", "q4_0"),
 ]
+# The instruction sets for which one pass over a neuron's rows of up and down is faster than two.
+ONE_PASS = ("avx512vnni", "amx")
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -53,6 +57,10 @@ def test_kernel(
     if kernel == "gemm":
         rows = min(rows, 3000)  # bound by arithmetic: more rows only take longer
     rows -= rows % 16  # whole tiles of interleaved rows
+    if kernel == "up_down" and isa not in ONE_PASS:
+        with pytest.raises(sbr.NativeError, match="no kernel"):
+            sbr.KernelBench(library, kernel, isa, kind, rows, COLUMNS)
+        return
     with sbr.KernelBench(library, kernel, isa, kind, rows, COLUMNS, n_tokens=64) as bench:
         calls = 1000 if kernel == "quantise" else 1
         once = bench.run()

@@ -108,7 +108,7 @@ typedef struct sbr_simulate_clock {
   double ns_lead;     /* of a layer, until its experts are asked for */
   double ns_rest;     /* from there until its first expert can be computed */
   double ns_expert;   /* computing one */
-  double ns_router;   /* more of ns_lead for each layer that is guessed at */
+  double ns_router;   /* more of ns_rest for each layer that is guessed at */
   double ns_latency;  /* what the first read after a pause takes longer */
   double ns_unit;     /* reading one */
 } sbr_simulate_clock;
@@ -234,7 +234,8 @@ enum {
   SBR_KERNEL_GATHER_GEMV = 1, /* the kept rows times one token */
   SBR_KERNEL_GEMM = 2,        /* all rows times n_tokens */
   SBR_KERNEL_AXPY_ROWS = 3,   /* sum of the kept rows */
-  SBR_KERNEL_QUANTISE = 4     /* n_cols activations of one token; no weights */
+  SBR_KERNEL_QUANTISE = 4,    /* n_cols activations of one token; no weights */
+  SBR_KERNEL_UP_DOWN = 5      /* up and down of the kept neurons in one pass, n_rows pairs of rows side by side */
 };
 
 typedef struct sbr_kernel_bench_options {
@@ -245,7 +246,7 @@ typedef struct sbr_kernel_bench_options {
   uint32_t n_rows;      /* interleaved: a multiple of 16 */
   uint32_t n_cols;      /* a multiple of 32, and of the type's block */
   uint32_t n_tokens;    /* GEMM only */
-  uint32_t keep;        /* GATHER_GEMV and AXPY_ROWS: 1/1000 of the rows, scattered */
+  uint32_t keep;        /* GATHER_GEMV, AXPY_ROWS and UP_DOWN: 1/1000 of the rows, scattered */
 } sbr_kernel_bench_options;
 
 /* Makes weights (at most 4 GiB) and inputs for one kernel of one instruction set. Errors: ARGUMENT, UNSUPPORTED

@@ -35,7 +35,7 @@ bool interleaved(uint32_t weight_type) { return weight_type >= kInterleaved && w
 uint32_t file_type(uint32_t weight_type) { return interleaved(weight_type) ? weight_type - kInterleaved : weight_type; }
 
 void check(const sbr_kernel_bench_options& options) {
-  check_range("kernel", options.kernel, SBR_KERNEL_GEMV, SBR_KERNEL_QUANTISE);
+  check_range("kernel", options.kernel, SBR_KERNEL_GEMV, SBR_KERNEL_UP_DOWN);
   check_range("n_rows", options.n_rows, 1, 1u << 24);
   check_range("n_cols", options.n_cols, 1, 1u << 20);
   check_range("n_tokens", options.n_tokens, 1, 4096);
@@ -63,7 +63,8 @@ const Kernels* find_kernels(const sbr_kernel_bench_options& options) {
                      (options.kernel == SBR_KERNEL_GEMV && weights.gemv != nullptr) ||
                      (options.kernel == SBR_KERNEL_GATHER_GEMV && weights.gather_gemv != nullptr) ||
                      (options.kernel == SBR_KERNEL_GEMM && weights.gemm != nullptr) ||
-                     (options.kernel == SBR_KERNEL_AXPY_ROWS && weights.axpy_rows != nullptr);
+                     (options.kernel == SBR_KERNEL_AXPY_ROWS && weights.axpy_rows != nullptr) ||
+                     (options.kernel == SBR_KERNEL_UP_DOWN && weights.up_down != nullptr);
   if (!found) {
     throw Error(SBR_ERR_UNSUPPORTED, "kernel bench: weight_type " + std::to_string(options.weight_type) +
                                          " has no kernel " + std::to_string(options.kernel));
@@ -100,16 +101,24 @@ KernelBench::KernelBench(const sbr_kernel_bench_options& options) : options_(opt
   options_.n_tokens = static_cast<uint32_t>(n_tokens);
   const uint32_t type = file_type(options.weight_type);
   row_bytes_ = n_cols / weight_block_elements(type) * weight_block_bytes(type);
-  const uint64_t all = uint64_t{options.n_rows} * row_bytes_;
+  const uint64_t rows_of_each = options.kernel == SBR_KERNEL_UP_DOWN ? 2 : 1;
+  const uint64_t all = options.n_rows * rows_of_each * row_bytes_;
   if (all > kMostBytes) refuse("the weights would take " + std::to_string(all) + " bytes, more than 4 GiB");
   if (options.kernel != SBR_KERNEL_QUANTISE) {
     weights_ = Pages(all, true);
     fill(weights_.data(), all);
   }
-  if (options.kernel == SBR_KERNEL_GATHER_GEMV || options.kernel == SBR_KERNEL_AXPY_ROWS) {
+  if (options.kernel == SBR_KERNEL_GATHER_GEMV || options.kernel == SBR_KERNEL_AXPY_ROWS ||
+      options.kernel == SBR_KERNEL_UP_DOWN) {
     rows_ = kept_rows(options.n_rows, options.keep);
   }
-  const uint64_t n_rows = rows_.empty() ? options.n_rows : rows_.size();
+  if (options.kernel == SBR_KERNEL_UP_DOWN) {
+    for (const uint32_t r : rows_) {
+      up_.push_back(weights_.data() + size_t{r} * 2 * row_bytes_);
+      down_.push_back(up_.back() + row_bytes_);
+    }
+  }
+  const uint64_t n_rows = (rows_.empty() ? options.n_rows : rows_.size()) * rows_of_each;
   bytes_ = n_rows * row_bytes_;
   operations_ = n_rows * n_cols * n_tokens;
   if (options.kernel == SBR_KERNEL_QUANTISE) {
@@ -154,6 +163,11 @@ void KernelBench::call() {
       std::memset(out_.data(), 0, n_cols * sizeof(float));
       weights.axpy_rows(weights_.data(), row_bytes_, rows_.data(), coefficients_.data(), rows_.size(), 0, n_cols,
                         out_.data());
+      break;
+    case SBR_KERNEL_UP_DOWN:
+      std::memset(out_.data(), 0, n_cols * sizeof(float));
+      weights.up_down(up_.data(), down_.data(), coefficients_.data(), rows_.size(), 0, n_cols, activations_.data(),
+                      out_.data());
       break;
     default:
       kernels_->quantise(values_.data(), n_cols, quants_.data(), scales_.data(), sums_.data());

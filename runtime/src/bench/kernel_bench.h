@@ -24,15 +24,16 @@ class KernelBench {
   sbr_kernel_bench_options options_;
   const Kernels* kernels_;
   size_t row_bytes_ = 0;
-  uint64_t bytes_ = 0;           // of weights, per call (quantise: of floats)
-  uint64_t operations_ = 0;      // multiply-adds per call (quantise: values)
-  Pages weights_;                // [n_rows][row_bytes]
-  std::vector<uint32_t> rows_;   // gather, axpy: ascending
+  uint64_t bytes_ = 0;          // of weights, per call (quantise: of floats)
+  uint64_t operations_ = 0;     // multiply-adds per call (quantise: values)
+  Pages weights_;               // [n_rows][row_bytes]; up_down: of pairs
+  std::vector<uint32_t> rows_;  // gather, axpy, up_down: ascending
+  std::vector<const uint8_t*> up_, down_;
   Buffer<float> values_;         // [n_tokens][n_cols]
   Buffer<int8_t> quants_;        // [n_tokens][n_cols]
   Buffer<float> scales_, sums_;  // [n_tokens][n_cols / 32]
   Buffer<float> coefficients_;   // [n_rows]
-  Buffer<float> out_;            // gemv, gather [n_rows]; gemm [n_tokens][n_rows]; axpy [n_cols]
+  Buffer<float> out_;            // gemv, gather [n_rows]; gemm [n_tokens][n_rows]; axpy, up_down [n_cols]
   std::vector<Activation> activations_;
 };
 

@@ -92,7 +92,7 @@ class Clock {
   // Units of the layer that were not there.
   uint32_t compute(uint64_t token, uint32_t layer) {
     const uint32_t ahead = std::min(clock_.guess_layers, trace_.n_layer - 1 - layer);
-    const double asked = now_ + clock_.ns_lead + ahead * clock_.ns_router;
+    const double asked = now_ + clock_.ns_lead;
     read_guesses(asked);
     arrivals_.clear();
     missing_.clear();
@@ -128,7 +128,7 @@ class Clock {
     for (uint32_t i = 1; i <= ahead; ++i) guess(token, layer + i, asked);
     for (uint32_t k = 0; k < trace_.per_set; ++k) held_[unit(token, layer, k)] = 0;
 
-    double done = asked + clock_.ns_rest + there * clock_.ns_expert;
+    double done = asked + clock_.ns_rest + ahead * clock_.ns_router + there * clock_.ns_expert;
     std::sort(arrivals_.begin(), arrivals_.end());
     for (const auto& [arrived, n] : arrivals_) done = std::max(done, arrived) + n * clock_.ns_expert;
     now_ = done;

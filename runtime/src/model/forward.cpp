@@ -104,10 +104,22 @@ void settle_experts(Worker& worker) {
 void attention_block(Worker& worker, uint32_t l) {
   Step& step = worker.step;
   const bool experts = step.config.n_expert != 0 && !step.config.router_after_attention;
+  // One more barrier, for reads that begin before q, k and v are computed.
+  const bool early = experts && step.cached != nullptr && worker.alone();
+  if (early) {
+    worker.enter(Event::kRouter, l);
+    score_experts(worker, l);  // router [E]
+    worker.barrier();
+    if (step.stopped) return;  // thread 0's word, passed on by the barrier
+    if (worker.first()) select_experts(worker, l, {0, 1});
+    plan_experts(worker, l);
+    score_later_experts(worker, l);
+    worker.lap(&Tally::ns_router);
+  }
   worker.enter(Event::kAttention, l);
   project_qkv(worker, l);  // q [T][H * d], k and v [T][KV * d]
   worker.lap(&Tally::ns_attention);
-  if (experts) {
+  if (experts && !early) {
     worker.enter(Event::kRouter, l);
     score_experts(worker, l);  // router [T][E]
     worker.lap(&Tally::ns_router);
@@ -115,7 +127,7 @@ void attention_block(Worker& worker, uint32_t l) {
   worker.barrier();
   if (step.stopped) return;  // thread 0's word, passed on by the barrier
 
-  if (experts) {
+  if (experts && !early) {
     const Range mine = share(step.n_tokens, 1, worker.tid, worker.n_threads);
     select_experts(worker, l, mine);  // plan: K experts and weights per token
     worker.lap(&Tally::ns_router);
@@ -127,7 +139,8 @@ void attention_block(Worker& worker, uint32_t l) {
 
   if (experts) {
     worker.enter(Event::kRouter, l);
-    plan_experts(worker, l);  // plan: tokens by expert, neurons by thread; asks for what is on storage
+    // plan: tokens by expert, neurons by thread; asks for what is on storage
+    early ? guess_experts(worker, l) : plan_experts(worker, l);
     worker.lap(&Tally::ns_router);
   }
   worker.enter(Event::kAttention, l);
@@ -146,11 +159,13 @@ void route_after_attention(Worker& worker, uint32_t l) {
   worker.lap(&Tally::ns_ffn);
   worker.enter(Event::kRouter, l);
   score_experts(worker, l);  // router [T][E]
+  score_later_experts(worker, l);
   worker.barrier();
   // All by one thread: a token's top 8 of 128 take less than the barrier after sharing the tokens out would.
   if (worker.first()) {
     select_experts(worker, l, {0, worker.step.n_tokens});
     plan_experts(worker, l);
+    guess_experts(worker, l);
     settle_experts(worker);
   }
   worker.lap(&Tally::ns_router);

@@ -156,6 +156,10 @@ void score_experts(Worker& worker, uint32_t l) {
     multiply_router(worker, router, input, step.ws.router.data() + size_t{t} * router.rows);
   }
   if (worker.first()) worker.tally.router_bytes += router.bytes();
+}
+
+void score_later_experts(Worker& worker, uint32_t l) {
+  Step& step = worker.step;
   const uint32_t ahead = layers_ahead(worker, l);
   for (uint32_t i = 0; i < ahead; ++i) {
     const Matrix& later = worker.layer(l + 1 + i).router;
@@ -218,10 +222,15 @@ void plan_experts(Worker& worker, uint32_t l) {
     return;
   }
   step.cached->request(l, &step.ws.plan);
+  split_neurons(step, worker.n_threads);
+}
+
+void guess_experts(Worker& worker, uint32_t l) {
+  if (!worker.first()) return;
+  Step& step = worker.step;
   const uint32_t ahead = layers_ahead(worker, l);
   for (uint32_t i = 0; i < ahead; ++i)
     step.cached->guess(l + 1 + i, step.ws.next_router.data() + size_t{i} * step.config.n_expert);
-  split_neurons(step, worker.n_threads);
 }
 
 }  // namespace sbr

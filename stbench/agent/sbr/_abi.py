@@ -350,6 +350,7 @@ KERNEL_GATHER_GEMV = 1
 KERNEL_GEMM = 2
 KERNEL_AXPY_ROWS = 3
 KERNEL_QUANTISE = 4
+KERNEL_UP_DOWN = 5
 
 # ---- functions: name, result, arguments; handles and strings that the caller frees are void pointers -
 

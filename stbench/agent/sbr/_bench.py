@@ -14,8 +14,9 @@ class KernelBench:
 
     ``kernel`` is one of KERNELS, ``isa`` and ``weight_type`` are names ("q4_0_x16": q4_0 in tiles of 16
     interleaved rows, for "gemv" and "gemm" of a multiple of 16 rows); ``keep`` is the share of rows that
-    "gather_gemv" and "axpy_rows" use, in 1/1000, and ``n_tokens`` the batch of "gemm". Raises NativeError
-    (unknown names, an instruction set that is not available here, a type without that kernel, too large).
+    "gather_gemv", "axpy_rows" and "up_down" (of pairs) use, in 1/1000, and ``n_tokens`` the batch of "gemm".
+    Raises NativeError (unknown names, an instruction set that is not available here, a type without that
+    kernel, too large).
     """
 
     def __init__(

@@ -28,6 +28,7 @@ KERNELS = {
     "gemm": _abi.KERNEL_GEMM,
     "axpy_rows": _abi.KERNEL_AXPY_ROWS,
     "quantise": _abi.KERNEL_QUANTISE,
+    "up_down": _abi.KERNEL_UP_DOWN,
 }
 LOAD_MODES = {"mmap": _abi.LOAD_MMAP, "read": _abi.LOAD_READ, "repack": _abi.LOAD_REPACK}
 LOGITS_MODES = {"none": _abi.LOGITS_NONE, "last": _abi.LOGITS_LAST, "all": _abi.LOGITS_ALL}
