@@ -130,7 +130,7 @@ def result(stdout: str, test: Test) -> Dict[str, Any]:
     for item, absent in zip(found, missing):
         if absent:
             continue
-        if [item["n_prompt"], item["n_gen"], item.get("n_depth", 0)] == list(test):
+        if [item["n_prompt"], item["n_gen"], item.get("n_depth") or 0] == list(test):
             ns = _duration(item["samples_ns"])
             return dict(item, n_prompt=test.n_prompt, n_gen=test.n_gen, samples_ns=[ns])
     raise ResultError("llama-bench printed no result of %s" % test.label)

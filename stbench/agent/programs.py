@@ -27,7 +27,7 @@ UNCHECKED = "the program shows no logits to check"
 # What llama.cpp and programs made from it say of a file that they cannot run.
 _UNSUPPORTED = re.compile(
     r"(unknown|unsupported) (model )?architecture|(invalid|unknown|unsupported) (ggml|tensor) type"
-    r"|has wrong shape",
+    r"|unknown pre-tokenizer type|has wrong shape",
     re.IGNORECASE,
 )
 _NO_MEMORY = re.compile(

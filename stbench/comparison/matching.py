@@ -34,6 +34,7 @@ CONDITIONS = (
     "populate",
     "requantise_down",
     "lm_head_threshold",
+    "arguments",
 )
 FIELDS = (*NAMES, *CONDITIONS)
 
@@ -110,12 +111,13 @@ def differences(
     for name in FIELDS:
         if name in ignore:
             continue
-        values = [sorted({_value(value) for value in rows[name]}) for rows in (usable_a, usable_b)]
+        values = [sorted(set(map(str, rows[name]))) for rows in (usable_a, usable_b)]
         for side, found in zip((a, b), values, strict=True):
             if len(found) > 1:
-                said.append(f"{case}: {name} is {' and '.join(found)} within {side.name}")
+                said.append(f"{case}: {name} is {' and '.join(map(_value, found))} within {side.name}")
         if all(len(found) == 1 for found in values) and values[0] != values[1]:
-            said.append(f"{case}: {name} is {values[0][0]} in {a.name}, {values[1][0]} in {b.name}")
+            one, other = _apart(values[0][0], values[1][0])
+            said.append(f"{case}: {name} is {one} in {a.name}, {other} in {b.name}")
     if any(name in ignore for name in NAMES):
         said += [
             f"{case}: {side.name} has several cases that differ in ignored fields only: "
@@ -126,9 +128,21 @@ def differences(
     return said
 
 
+def _apart(one: str, other: str) -> tuple[str, str]:
+    """Two values as a sentence shows them: where they begin alike for long, from where they differ."""
+    shown = _value(one), _value(other)
+    if shown[0] != shown[1]:
+        return shown
+    alike = next(
+        (i for i, (x, y) in enumerate(zip(one, other, strict=False)) if x != y), min(len(one), len(other))
+    )
+    start = max(alike - 20, 0)
+    return f"…{_value(one[start:])}", f"…{_value(other[start:])}"
+
+
 def _value(value: Any) -> str:
-    text = clean(str(value), 60)
-    return text[:12] if len(text) == 64 else text or "unknown"
+    text = str(value)
+    return text[:12] if len(text) == 64 and text.isalnum() else clean(text, 60) or "none"
 
 
 def pairing(a: pd.DataFrame, b: pd.DataFrame) -> list[tuple[int, int]] | None:

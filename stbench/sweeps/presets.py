@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from stbench.devices.engine_names import ENGINE, LLAMA_BENCH
+from stbench.models import catalogue
 
 # The prompt of the published command line, in tokens of the Qwen2 vocabulary that these models share:
 # 3 + 6 + 2 (system turn) + 3 + 21 + 2 (user turn) + 2 (assistant header), counted with the vocabulary's
@@ -125,7 +127,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     # decoding only, and no bar is set for the lm_head alone.
     "versus-llama-cpp": {
         "models": ["smallthinker-4b", "smallthinker-4b:standard", "qwen3-0.6b", "qwen3-1.7b"],
-        "engines": ["sbr", "llama-bench"],
+        "engines": [ENGINE, LLAMA_BENCH],
         "sparse_ffn": ["on", "off"],
         "sparse_lm_head": ["on", "off"],
         "threads": [1, "all"],
@@ -137,8 +139,29 @@ PRESETS: dict[str, dict[str, Any]] = {
         ],
         "replicates": 9,
     },
+    # The same of the large models, one at a time on 24 GiB. Both engines run one file, so that they are
+    # measured in the same minute: SmallThinker's in llama.cpp's layout.
+    "versus-llama-cpp-21b": {
+        "models": ["smallthinker-21b:standard", "qwen3-30b-a3b"],
+        "engines": [ENGINE, LLAMA_BENCH],
+        "threads": [1, "all"],
+        "gen": [128],
+        "replicates": 9,
+        "one_model_at_a_time": True,
+    },
 }
 
 # What a preset measures besides when llama-bench is among the engines: the published rows that only llama.cpp
 # can fill. Without it nobody has to build llama.cpp, or write 2.6 GB more.
 WITH_LLAMA_BENCH = {"published-4b": ["gemma3n-e2b"], "quick": ["gemma3n-e2b"]}
+
+
+def instead_of_file(word: str) -> str:
+    """What to type in place of a sweep's file that cannot be read."""
+    if word in PRESETS:
+        return f"--preset {word}"
+    if word in catalogue.names():
+        return f"--models {word}"
+    if re.fullmatch(r"[KMG]i?B?", word, re.IGNORECASE):
+        return f"a size is one word, such as 1{word}"
+    return "the path of a sweep's YAML file; or --preset NAME, or --models LIST"

@@ -53,7 +53,7 @@ from stbench.sweeps.limited import (
 )
 from stbench.sweeps.presets import PRESETS as PRESETS
 from stbench.sweeps.presets import PUBLISHED_PROMPT_TOKENS as PUBLISHED_PROMPT_TOKENS
-from stbench.sweeps.presets import WITH_LLAMA_BENCH
+from stbench.sweeps.presets import WITH_LLAMA_BENCH, instead_of_file
 
 Preset = Literal[
     "published-4b",
@@ -64,6 +64,7 @@ Preset = Literal[
     "cache-sizes-4b",
     "quick",
     "versus-llama-cpp",
+    "versus-llama-cpp-21b",
 ]
 Isa = Literal["auto", "scalar", "avx2", "avxvnni", "avx512vnni", "amx", "neon", "neon-dotprod", "neon-i8mm"]
 
@@ -260,7 +261,7 @@ def resumed_sweep(stored: Sweep, options: Mapping[str, Any], path: Path | None) 
     for layer in (from_file, typed):
         _put_on(wanted, layer)
     limits = {RENAMED.get(key, key): wanted.pop(key) for key in LIMITS if key in wanted}
-    base = _unsettled(stored)
+    base = unsettled(stored)
     same_work = all(wanted.get(key, []) == base[key] for key in WORKLOADS)
     other = [
         key for key, value in wanted.items() if not (same_work if key in WORKLOADS else value == base[key])
@@ -279,7 +280,7 @@ def sweep_from_json(data: Any, source: Path) -> Sweep:
     try:
         values = {key: _frozen(value) for key, value in dict(data).items()}
         sweep = Sweep(**values)
-        _unsettled(sweep)
+        unsettled(sweep)
         return sweep
     except (TypeError, ValueError) as error:
         raise InputError(
@@ -300,7 +301,7 @@ def _read(path: Path | None) -> bytes | None:
     try:
         return None if path is None else path.read_bytes()
     except OSError as error:
-        raise InputError(f"{path}: {error.strerror}") from error
+        raise InputError(f"{path}: {error.strerror}", hint=instead_of_file(str(path))) from error
 
 
 def _layers(
@@ -315,7 +316,7 @@ def _layers(
             entry = yamlfile.validate(document, SweepEntry, document.data, ())
             from_file = entry.model_dump(exclude_none=True) if entry else {}
         problems += document.problems
-    typed = _check_options(options, problems)
+    typed = checked_options(options, problems)
     if problems:
         raise SweepError(problems)
     return from_file, typed
@@ -329,7 +330,8 @@ def _put_on(base: dict[str, Any], layer: Mapping[str, Any]) -> None:
     base.update(layer)
 
 
-def _check_options(options: Mapping[str, Any], problems: list[str]) -> dict[str, Any]:
+def checked_options(options: Mapping[str, Any], problems: list[str]) -> dict[str, Any]:
+    """What options (keys of :class:`SweepEntry`) mean; sentences on wrong ones go into ``problems``."""
     document = yamlfile.Document("options")
     given = {key: value for key, value in options.items() if value is not None}
     entry = yamlfile.validate(document, SweepEntry, given, ())
@@ -376,7 +378,7 @@ def _limited_problems(sweep: Sweep) -> list[str]:
     return problems
 
 
-def _unsettled(sweep: Sweep) -> dict[str, Any]:
+def unsettled(sweep: Sweep) -> dict[str, Any]:
     """The inverse of :func:`_settle`: every key of :class:`SweepEntry` that has a value."""
     workloads = dict.fromkeys((prompt, gen) for prompt, gen, _ in sweep.workloads)
     values: dict[str, Any] = {

@@ -150,6 +150,10 @@ def test_results_are_read_among_garbage_and_unknown_keys_stay() -> None:
         found = llama_bench.result(output, BenchTest(8, 0, 0))
         assert found["samples_ns"] == [1000]
     assert llama_bench.result(line, BenchTest(8, 0, 0))["new_key"] == [1]
+    for without in ({**GOOD, "n_depth": None}, {k: v for k, v in GOOD.items() if k != "n_depth"}):
+        assert llama_bench.result(json.dumps(without), BenchTest(8, 0, 0))["samples_ns"] == [1000]
+        with pytest.raises(ResultError, match="no result of pp8@d4"):
+            llama_bench.result(json.dumps(without), BenchTest(8, 0, 4))
     with_depth = json.dumps({**GOOD, "n_depth": 4})
     assert llama_bench.result(f"{line}\n{with_depth}", BenchTest(8, 0, 4))["n_depth"] == 4
 

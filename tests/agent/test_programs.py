@@ -171,6 +171,7 @@ def test_peak_memory_is_the_programs_own(tmp_path: Path) -> None:
     [
         ("echo \"unknown model architecture: 'x'\" >&2; exit 1", "unsupported", "unknown model architecture"),
         ("echo \"tensor 't' has invalid ggml type 99\" >&2; exit 1", "unsupported", "invalid ggml type 99"),
+        ("echo \"unknown pre-tokenizer type: 'x'\" >&2; exit 1", "unsupported", "unknown pre-tokenizer type"),
         ("echo \"tensor 'd' has wrong shape; expected 1\" >&2; exit 1", "unsupported", "wrong shape"),
         ("echo 'unable to allocate CPU_REPACK buffer' >&2; exit 1", "out-of-memory", "unable to allocate"),
         ('echo "what():  std::bad_alloc" >&2; kill -ABRT $$', "out-of-memory", "std::bad_alloc"),
@@ -264,7 +265,7 @@ def wait_for(condition: Callable[[], bool]) -> None:
 
 
 def test_a_timeout_ends_the_program_and_its_children(marker: str) -> None:
-    record = run_job(shell(f"sleep {marker} & sleep {marker}", timeout_s=1.0))
+    record = run_job(shell(f"sleep {marker} & sleep {marker}", timeout_s=2.0))
     assert record.status == "timeout"
     assert "during external program" in record.detail
     wait_for(lambda: not alive(marker))

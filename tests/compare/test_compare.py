@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stbench.agent.wire import RunRecord, Settings
+from stbench.agent.wire import Program, RunRecord, Settings
 from stbench.comparison.compare import Comparison, compare
 from stbench.comparison.inference import IMPROVED, INCONCLUSIVE, REGRESSED, UNCHANGED
 from stbench.errors import CellsFailed, InputError, UsageError
@@ -176,6 +176,29 @@ def test_another_model_file_is_refused() -> None:
     b = [dataclasses.replace(x, model=dataclasses.replace(x.model, digest="e" * 64)) for x in b]
     with pytest.raises(InputError, match=r"digest is d1d1d1d1d1d1.* in A, e{12}.* in B"):
         only(a, b)
+
+
+@pytest.mark.parametrize(
+    ("words", "environment", "said"),
+    [
+        (["-ub", "256"], {}, r"arguments is none in A, -ub 256 in B"),
+        (["-fa", "on"], {"GGML_X": "1"}, r"arguments is none in A, GGML_X=1 -fa on in B"),
+    ],
+)
+def test_other_arguments_of_a_program_are_refused_and_another_build_is_not(
+    words: list[str], environment: dict[str, str], said: str
+) -> None:
+    def of(*command: str, variables: dict[str, str] | None = None) -> list[RunRecord]:
+        program = Program("llama-bench", list(command), variables or {})
+        return [dataclasses.replace(one, program=program) for one in case(noisy(8), engine="llama-bench")]
+
+    assert only(of("/old/llama-bench"), of("/new/llama-bench")).n == 8
+    with pytest.raises(InputError, match=said):
+        only(of("/llama-bench"), of("/llama-bench", *words, variables=environment))
+    long = "-x " * 40
+    with pytest.raises(InputError, match=r"arguments is ….*-y 1.* in A, ….*-y 2.* in B"):
+        only(of("/b", *long.split(), "-y", "1"), of("/b", *long.split(), "-y", "2"))
+    assert only(of("/b", *words), of("/b"), ignore=["arguments"]).n == 8
 
 
 @pytest.mark.parametrize(

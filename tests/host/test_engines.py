@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from stbench.agent import external
 from stbench.agent.wire import Program, Reading
 from stbench.builds import peer
 from stbench.builds.programs import check_engines, programs_of
@@ -164,6 +165,29 @@ def test_the_engines_of_the_documentation_are_accepted() -> None:
         assert device.engines
     bundle = device.engines["powerinfer-bundle"].program.command[2]
     assert "${{0%.gguf}}-no-moe.gguf" in bundle
+
+
+# What programs made from llama.cpp print at their end, in its older and its newer form.
+TIMINGS = """\
+%s:        load time =     812.46 ms
+%s:      sample time =      12.10 ms /   256 runs   (    0.05 ms per token, 21157.02 tokens per second)
+%s: prompt eval time =     249.61 ms /    39 tokens (    6.40 ms per token,   156.24 tokens per second)
+%s:        eval time =    3010.07 ms /   255 runs   (   11.80 ms per token,    84.72 tokens per second)
+%s:       total time =    3305.32 ms /   294 tokens
+"""
+
+
+@pytest.mark.parametrize("prefix", ["llama_print_timings", "llama_perf_context_print", "common_perf_print"])
+def test_the_documented_readings_find_llama_cpps_speeds(prefix: str) -> None:
+    blocks = (ROOT / "docs" / "engines.md").read_text().split("```yaml\n")[1:]
+    (block,) = [block.partition("```")[0] for block in blocks if "powerinfer-bundle" in block]
+    (device,) = parse_inventory(block.encode(), "docs").devices
+    for program in (entry.program for name, entry in device.engines.items() if "powerinfer" in name):
+        assert program.decode is not None
+        assert program.prefill is not None
+        output = TIMINGS.replace("%s", prefix)
+        assert external.read(program.decode, "the answer", output) == 84.72
+        assert external.read(program.prefill, "the answer", output) == 156.24
 
 
 def test_an_unknown_engine_names_the_known_ones() -> None:
