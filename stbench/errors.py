@@ -1,9 +1,8 @@
 """One class per kind of failure, each with its exit code and the next thing to try.
 
 The message is a full sentence that names the thing (file, line, key, device, option); ``hint`` is what to do
-next and may be empty. :mod:`stbench.cli` prints both without a traceback and returns ``exit_code``:
-0 ok, 1 regression, 2 usage, configuration or unreadable input, 3 some cells failed, 4 unreachable or busy,
-5 inconclusive, 130 interrupted.
+next and may be empty. :mod:`stbench.cli` prints both without a traceback and returns ``exit_code``, one of
+EXIT_CODES.
 """
 
 from __future__ import annotations
@@ -16,7 +15,21 @@ EXIT_USAGE = 2
 EXIT_CELLS_FAILED = 3
 EXIT_UNREACHABLE = 4
 EXIT_INCONCLUSIVE = 5
+# EX_SOFTWARE. Not 1, which Python's own tracebacks end with and which means "regression" here.
+EXIT_DEFECT = 70
 EXIT_INTERRUPTED = 130
+
+# As `stbench --help` and README tell them.
+EXIT_CODES = {
+    EXIT_OK: "ok",
+    EXIT_REGRESSION: "regression or stale page",
+    EXIT_USAGE: "usage, configuration or unreadable input",
+    EXIT_CELLS_FAILED: "some cells failed",
+    EXIT_UNREACHABLE: "device unreachable or busy",
+    EXIT_INCONCLUSIVE: "inconclusive",
+    EXIT_DEFECT: "a defect of stbench",
+    EXIT_INTERRUPTED: "interrupted",
+}
 
 
 class StbenchError(Exception):

@@ -77,7 +77,9 @@ def native_errors() -> Iterator[None]:
         }
         if error.name not in kinds:
             raise
-        raise kinds[error.name](str(error)) from error
+        missing = "cannot be opened" in str(error)
+        hint = "the path of a GGUF file; `stbench models make NAME` writes a synthetic one" if missing else ""
+        raise kinds[error.name](str(error), hint=hint) from error
 
 
 def describe(library: sbr.Library, path: Path, max_array_items: int = 8) -> dict[str, Any]:

@@ -8,6 +8,7 @@ It reads options from the model's name, ``fake:crash`` or ``fake:load=0.1,step=2
 ``load=S``         seconds slept while loading
 ``sleep=S``        seconds slept while decoding
 ``hang``           sleeps for ever while decoding
+``until=FILE``     sleeps while decoding until that file is there
 ``crash[=NAME]``   dies by a signal while decoding (``SIGSEGV``)
 ``exit[=CODE]``    ends the process without a result (3)
 ``oom``            raises MemoryError
@@ -234,6 +235,8 @@ class FakeEngine:
 
     def _misbehave(self) -> None:
         time.sleep(self._number("sleep", 0.0))
+        while "until" in self._options and not os.path.exists(self._options["until"]):
+            time.sleep(0.02)
         if "hang" in self._options:
             sys.stderr.write("hanging as asked\n")
             sys.stderr.flush()

@@ -1,9 +1,10 @@
 """The part of every record that says which job it is of."""
 
 import re
+from dataclasses import fields
 from typing import Any
 
-from .wire import JobSpec, RunRecord
+from .wire import JobSpec, OfJob, RunRecord
 
 
 def record_of(
@@ -12,13 +13,7 @@ def record_of(
     """The job's record. ``parts``: what was measured, by the names of RunRecord's fields."""
     return RunRecord(
         **{
-            "id": job.id,
-            "label": job.label,
-            "campaign": job.campaign,
-            "device": job.device,
-            "case": job.case,
-            "replicate": job.replicate,
-            "engine": job.engine,
+            **{spec.name: getattr(job, spec.name) for spec in fields(OfJob)},
             "status": status,
             "detail": re.sub(r"\s+", " ", detail),
             "started_at": started_at,

@@ -215,12 +215,6 @@ def read(path: str) -> Routing:
             raise RoutingError("%s: %s" % (path, error)) from None
 
 
-def is_routing(path: str) -> bool:
-    """Whether a file begins as one written by :func:`write`. Raises OSError."""
-    with open(path, "rb") as file:
-        return file.read(256).replace(b" ", b"").startswith(b'{"format":"%s"' % FORMAT.encode())
-
-
 def _read(file: BinaryIO) -> Routing:
     header = _header(file.readline(MAX_HEADER_BYTES + 1))
     shape = {name: _integer(header, name, most) for name, most in _SHAPE_LIMITS.items()}

@@ -202,16 +202,9 @@ class Program:
 
 
 @dataclass(frozen=True)
-class JobSpec:
-    """One process invocation on a device. ``purpose`` is "measure", "reference" or "search" (of the fastest
-    of ``candidates``); ``id`` is content-addressed; ``label`` is what a person types:
-    ``local:smallthinker-4b/sparse+lmhead/t2/tg256``. ``choice``: -t auto set the threads and CPUs.
-    ``library`` is the path of libsbr.so on the device, "" for the fake engine; engines that are programs
-    have a ``program``, and the library for the bandwidth probes. ``bracket_ms`` is how long each of these
-    takes (0: none). ``attempt`` counts the runs of one job that was disturbed, from 0; ``id`` is the same
-    for all. ``cool_down_s`` is the longest wait of the thermal gate (0: no gate) and ``idle`` the coolest
-    state that it has seen on this device; ``sample_hz`` is how often the machine is looked at during the run
-    (0: never); ``limit_method`` how a memory limit is held, of LIMIT_METHODS, or "auto"."""
+class OfJob:
+    """Which job a message is of. ``id`` is content-addressed; ``label`` is what a person types:
+    ``local:smallthinker-4b/sparse+lmhead/t2/tg256``."""
 
     id: str
     label: str
@@ -220,6 +213,19 @@ class JobSpec:
     case: str
     replicate: int
     engine: str
+
+
+@dataclass(frozen=True)
+class JobSpec(OfJob):
+    """One process invocation on a device. ``purpose`` is "measure", "reference" or "search" (of the fastest
+    of ``candidates``). ``choice``: -t auto set the threads and CPUs.
+    ``library`` is the path of libsbr.so on the device, "" for the fake engine; engines that are programs
+    have a ``program``, and the library for the bandwidth probes. ``bracket_ms`` is how long each of these
+    takes (0: none). ``attempt`` counts the runs of one job that was disturbed, from 0; ``id`` is the same
+    for all. ``cool_down_s`` is the longest wait of the thermal gate (0: no gate) and ``idle`` the coolest
+    state that it has seen on this device; ``sample_hz`` is how often the machine is looked at during the run
+    (0: never); ``limit_method`` how a memory limit is held, of LIMIT_METHODS, or "auto"."""
+
     library: str
     model: ModelRef
     workload: Workload
@@ -378,7 +384,7 @@ class Versions:
 
 
 @dataclass(frozen=True)
-class RunRecord:
+class RunRecord(OfJob):
     """One process invocation. Parts that a failed run never reached are None. Samples of a run that is not
     "ok" are kept for diagnosis and are no speed. ``reference`` is the result of purpose "reference" and
     ``search`` that of "search", which have no samples; ``choice``: -t auto set the threads and CPUs.
@@ -387,13 +393,6 @@ class RunRecord:
     ``cache`` None: all weights were in memory. ``provenance`` "imported": the numbers are another program's
     word, and what it did not say is unknown."""
 
-    id: str
-    label: str
-    campaign: str
-    device: str
-    case: str
-    replicate: int
-    engine: str
     status: str
     detail: str
     started_at: str

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from stbench import errors
-from stbench.commands import Subparsers, add_command
+from stbench.commands import Subparsers, add_command, add_devices
 from stbench.console import print_json, stderr_console, stdout_console
 
 if TYPE_CHECKING:
@@ -43,9 +43,7 @@ def register(subparsers: Subparsers) -> None:
         metavar="SHA256:...",
         help="its host key's, instead of the question whether it is right",
     )
-    parser.add_argument(
-        "--devices", type=Path, default=Path("devices.yaml"), metavar="FILE", help="(devices.yaml)"
-    )
+    add_devices(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -110,7 +108,10 @@ def _device(args: argparse.Namespace) -> Device:
     if args.key is not None:
         path = args.key.expanduser().absolute()
         if not path.is_file():
-            raise errors.UsageError(f"--key {args.key}: no such file")
+            raise errors.UsageError(
+                f"--key {args.key}: no such file",
+                hint="a private key; without --key those that ssh would try",
+            )
         home = Path.home()
         key = f"~/{path.relative_to(home)}" if path.is_relative_to(home) else str(path)
     return Device(name, connector="ssh", host=host, port=port, user=found["user"] or "", key=key)

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stbench import errors
-from stbench.commands import Subparsers, add_command
+from stbench.commands import Subparsers, add_command, add_devices
 from stbench.console import print_json, stderr_console, stdout_console
 
 if TYPE_CHECKING:
@@ -35,9 +34,7 @@ def register(subparsers: Subparsers) -> None:
     parser.add_argument("--all", action="store_true", help="all enabled devices")
     parser.add_argument("--models", action="store_true", help="every model in its models directory, too")
     parser.add_argument("--dry-run", action="store_true", help="only say what would go")
-    parser.add_argument(
-        "--devices", type=Path, default=Path("devices.yaml"), metavar="FILE", help="(devices.yaml)"
-    )
+    add_devices(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -48,7 +45,8 @@ def run(args: argparse.Namespace) -> int:
         try:
             result = _clean(device, models=args.models, dry_run=args.dry_run)
         except (errors.DeviceError, errors.BusyError) as error:
-            stderr_console().print(str(error), markup=False, soft_wrap=True)
+            why = str(error) + (f" (try: {error.hint})" if error.hint else "")
+            stderr_console().print(why, markup=False, soft_wrap=True)
             failed.append(device.name)
             continue
         found.append({"device": device.name, "result": result})
@@ -64,20 +62,13 @@ def run(args: argparse.Namespace) -> int:
 
 def _devices(args: argparse.Namespace) -> list[Device]:
     from stbench.devices.inventory import load_inventory
-    from stbench.yamlfile import unknown_name
 
     inventory = load_inventory(args.devices)
     if args.all == (args.name is not None):
         raise errors.UsageError(
             "which devices?", hint="a NAME of devices.yaml, or --all for the enabled ones"
         )
-    if args.all:
-        return inventory.enabled()
-    chosen = [device for device in inventory.devices if device.name == args.name]
-    if not chosen:
-        names = [device.name for device in inventory.devices]
-        raise errors.UsageError(unknown_name("device", args.name, names))
-    return chosen
+    return inventory.enabled() if args.all else [inventory.device(args.name)]
 
 
 def _clean(device: Device, *, models: bool, dry_run: bool) -> CleanResult:

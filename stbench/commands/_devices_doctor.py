@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from stbench import errors
-from stbench.commands import Subparsers, add_command
+from stbench.commands import Subparsers, add_command, add_devices
 from stbench.console import print_json, stderr_console, stdout_console
 
 if TYPE_CHECKING:
@@ -34,10 +34,8 @@ def register(subparsers: Subparsers) -> None:
         help="say what would make numbers wrong or runs fail on each device, and the line that mends it",
         example=EXAMPLE,
     )
-    parser.add_argument("names", nargs="*", metavar="NAME", help="devices (default: the enabled ones)")
-    parser.add_argument(
-        "--devices", type=Path, default=Path("devices.yaml"), metavar="FILE", help="(devices.yaml)"
-    )
+    parser.add_argument("names", nargs="*", metavar="NAME", help="which devices (the enabled ones)")
+    add_devices(parser)
     parser.add_argument(
         "--bundle", type=Path, metavar="FILE.zip", help="also write what was seen, anonymised, to mail it"
     )
@@ -87,16 +85,9 @@ def run(args: argparse.Namespace) -> int:
 def _chosen(args: argparse.Namespace) -> list[Device]:
     """Devices by name, enabled or not; without names the enabled ones."""
     from stbench.devices.inventory import load_inventory
-    from stbench.yamlfile import unknown_name
 
     inventory = load_inventory(args.devices)
-    if not args.names:
-        return inventory.enabled()
-    known = {device.name: device for device in inventory.devices}
-    for name in args.names:
-        if name not in known:
-            raise errors.UsageError(f"{args.devices}: {unknown_name('device', name, known)}")
-    return [known[name] for name in dict.fromkeys(args.names)]
+    return [inventory.device(name) for name in dict.fromkeys(args.names)] or inventory.enabled()
 
 
 def _examine_all(devices: list[Device], problems: dict[str, errors.DeviceError]) -> list[Examined]:

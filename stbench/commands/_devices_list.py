@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stbench import errors
-from stbench.commands import Subparsers, add_command
+from stbench.commands import Subparsers, add_command, add_devices, add_library
 from stbench.console import print_json, stdout_console
 
 if TYPE_CHECKING:
@@ -33,12 +33,8 @@ def register(subparsers: Subparsers) -> None:
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """The options of the list, which ``stbench devices`` alone has, too."""
-    parser.add_argument(
-        "--devices", type=Path, default=Path("devices.yaml"), metavar="FILE", help="(devices.yaml)"
-    )
-    parser.add_argument(
-        "--library", type=Path, metavar="PATH", help="a libsbr.so other than the installed one"
-    )
+    add_devices(parser)
+    add_library(parser)
     parser.add_argument("--no-probe", action="store_true", help="only what the file says")
 
 
@@ -67,7 +63,9 @@ def run(args: argparse.Namespace) -> int:
         _print(found)
     unreachable = [name for name, answer in answers.items() if isinstance(answer, str)]
     if unreachable:
-        raise errors.DeviceError(f"no answer from: {', '.join(unreachable)}")
+        raise errors.DeviceError(
+            f"no answer from: {', '.join(unreachable)}", hint=f"stbench devices doctor {unreachable[0]}"
+        )
     return errors.EXIT_OK
 
 

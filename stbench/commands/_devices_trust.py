@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stbench import errors
-from stbench.commands import Subparsers, add_command
+from stbench.commands import Subparsers, add_command, add_devices
 from stbench.console import print_json, stderr_console, stdout_console
 
 if TYPE_CHECKING:
@@ -31,9 +31,7 @@ def register(subparsers: Subparsers) -> None:
         metavar="SHA256:...",
         help="pin without a question, if the board's key has this fingerprint",
     )
-    parser.add_argument(
-        "--devices", type=Path, default=Path("devices.yaml"), metavar="FILE", help="(devices.yaml)"
-    )
+    add_devices(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -102,14 +100,11 @@ def _confirm(device: Device, sentence: str, shown: str) -> None:
 
 def _device(file: Path, name: str) -> Device:
     from stbench.devices.inventory import load_inventory
-    from stbench.yamlfile import unknown_name
 
-    devices = {device.name: device for device in load_inventory(file).devices}
-    if name not in devices:
+    device = load_inventory(file).device(name)
+    if device.connector != "ssh":
         raise errors.UsageError(
-            unknown_name("device", name, devices),
-            hint=f"its name in {file}, or stbench devices add [user@]host for a new one",
+            f"{name} is {device.connector}: there is no host key to trust",
+            hint=f"stbench devices doctor {name}",
         )
-    if devices[name].connector != "ssh":
-        raise errors.UsageError(f"{name} is {devices[name].connector}: there is no host key to trust")
-    return devices[name]
+    return device

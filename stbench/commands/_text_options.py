@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import TYPE_CHECKING
+
+from stbench.commands import add_library
 
 if TYPE_CHECKING:
     from stbench.native import Switches
@@ -12,15 +13,11 @@ if TYPE_CHECKING:
 
 def add_session(parser: argparse.ArgumentParser) -> None:
     """``--threads``, ``--isa``, ``--library``."""
+    parser.add_argument("-t", "--threads", type=int, default=0, metavar="N", help="threads (one per CPU)")
     parser.add_argument(
-        "-t", "--threads", type=int, default=0, metavar="N", help="threads (default: one per CPU)"
+        "--isa", default="auto", help="instruction set; `stbench devices` lists this machine's (auto)"
     )
-    parser.add_argument(
-        "--isa", default="auto", help="instruction set: auto, scalar, avx2, avx512vnni, neon, ..."
-    )
-    parser.add_argument(
-        "--library", type=Path, metavar="PATH", help="a libsbr.so other than the installed one"
-    )
+    add_library(parser)
 
 
 def add_sparse(parser: argparse.ArgumentParser) -> None:
@@ -36,7 +33,7 @@ def add_sparse(parser: argparse.ArgumentParser) -> None:
         type=float,
         default=0.0,
         metavar="X",
-        help="keep rows with a score above X (default 0)",
+        help="keep rows with a score above X (0)",
     )
 
 

@@ -24,13 +24,7 @@ stbench devices doctor
 
 def register(subparsers: Subparsers) -> None:
     """Adds ``stbench devices`` and its sub-commands; without one of them it lists."""
-    parser = add_command(
-        subparsers,
-        "devices",
-        _devices_list.run,
-        help="list, add, trust, examine and clean devices",
-        example=EXAMPLE,
-    )
+    parser = add_command(subparsers, "devices", _devices_list.run, example=EXAMPLE)
     _devices_list.add_options(parser)
     inner = parser.add_subparsers(dest="devices_command", metavar="COMMAND", required=False)
     for command in (_devices_list, _devices_add, _devices_trust, _devices_doctor, _devices_clean):

@@ -41,14 +41,8 @@ _REFUSED = {
 
 def register(subparsers: Subparsers) -> None:
     """Adds ``stbench find-limit``."""
-    parser = add_command(
-        subparsers,
-        "find-limit",
-        run,
-        help="bisect the smallest memory limit at which a model runs, or reaches a speed",
-        example=_EXAMPLE,
-    )
-    add_options(parser, file=False)
+    parser = add_command(subparsers, "find-limit", run, example=_EXAMPLE)
+    add_options(parser, file=False, replicates=str(_REPLICATES))
     search = parser.add_argument_group("search")
     search.add_argument("--reach", type=_speed, metavar="X", help="also the smallest for X decoded tokens/s")
     search.add_argument(
@@ -105,9 +99,8 @@ def run(args: argparse.Namespace) -> int:
     from stbench.caches import limit_answers
     from stbench.caches.limit_probe import CaseFailed
     from stbench.campaigns.live import Live
-    from stbench.commands._sweep_options import devices_of, new_campaign_name, planned
+    from stbench.commands._sweep_options import campaign_of, devices_of, planned
     from stbench.console import stderr_console
-    from stbench.records.store import validate_campaign_name
 
     sweep = _sweep(args)
     (device, *others) = devices_of(args)
@@ -121,10 +114,7 @@ def run(args: argparse.Namespace) -> int:
             f"{device.name} holds no memory limit ({args.devices}: memory_limit: none), so none can be found",
             hint=f"memory_limit: auto   # in {args.devices}",
         )
-    if args.campaign:
-        campaign = validate_campaign_name(args.campaign)
-    else:
-        campaign = new_campaign_name("find-limit", args.results)
+    campaign = campaign_of(args, "find-limit")
     answers: list[Answer] = []
     failed: dict[str, CaseFailed] = {}
     stopped: errors.StbenchError | None = None

@@ -16,12 +16,12 @@ stbench generate -m model.gguf --chat -p "Why is the sky blue?" --temperature 0
 
 def register(subparsers: Subparsers) -> None:
     """Adds ``stbench generate``."""
-    parser = add_command(subparsers, "generate", run, help="write text with a model", example=_EXAMPLE)
+    parser = add_command(subparsers, "generate", run, example=_EXAMPLE)
     parser.add_argument(
         "-m", "--model", type=Path, required=True, metavar="FILE", help="a GGUF file with a tokenizer"
     )
     parser.add_argument("-p", "--prompt", required=True, help="the text to go on from ('-': standard input)")
-    parser.add_argument("-n", type=int, default=128, metavar="N", help="most tokens to write (default 128)")
+    parser.add_argument("-n", type=int, default=128, metavar="N", help="most tokens to write (128)")
     parser.add_argument(
         "--chat", action="store_true", help="the prompt is a question to a chat model (ChatML)"
     )
@@ -35,7 +35,9 @@ def register(subparsers: Subparsers) -> None:
     parser.add_argument(
         "--top-p", type=float, default=0.95, metavar="P", help="draw from the best that reach P (0.95)"
     )
-    parser.add_argument("--seed", type=int, default=0, help="the same seed writes the same text (0)")
+    parser.add_argument(
+        "--seed", type=int, default=0, metavar="N", help="the same seed writes the same text (0)"
+    )
     _text_options.add_session(parser)
     _text_options.add_sparse(parser)
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from stbench.commands import Subparsers, add_command
+from stbench.commands import Subparsers, add_command, add_library
 
 _EXAMPLE = """
 stbench inspect model.gguf
@@ -18,12 +18,10 @@ stbench inspect model.gguf --json | jq .totals
 
 def register(subparsers: Subparsers) -> None:
     """Adds ``stbench inspect``."""
-    parser = add_command(subparsers, "inspect", run, help="show what is in a GGUF file", example=_EXAMPLE)
-    parser.add_argument("file", type=Path, metavar="FILE.gguf")
-    parser.add_argument("--items", type=int, default=8, metavar="N", help="array items to show (default 8)")
-    parser.add_argument(
-        "--library", type=Path, metavar="PATH", help="a libsbr.so other than the installed one"
-    )
+    parser = add_command(subparsers, "inspect", run, example=_EXAMPLE)
+    parser.add_argument("file", type=Path, metavar="FILE.gguf", help="which file")
+    parser.add_argument("--items", type=int, default=8, metavar="N", help="array items to show (8)")
+    add_library(parser)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stbench.commands import Subparsers, _models_bundle, add_command
+from stbench.commands import Subparsers, _models_bundle, add_command, add_library
 from stbench.console import print_json, stderr_console, stdout_console
 from stbench.errors import EXIT_OK, UsageError
 
@@ -23,15 +23,9 @@ stbench models bundle my-model.gguf --sparse-ffn off --verify
 
 def register(subparsers: Subparsers) -> None:
     """Adds ``stbench models``."""
-    parser = add_command(
-        subparsers,
-        "models",
-        run,
-        help="list the models that can be measured, make one, or make or verify its bundle",
-        example=EXAMPLE,
-    )
+    parser = add_command(subparsers, "models", run, example=EXAMPLE)
     parser.add_argument(
-        "action", nargs="?", choices=("list", "make", "bundle"), default="list", help="(list)"
+        "action", nargs="?", choices=("list", "make", "bundle"), default="list", help="what to do (list)"
     )
     parser.add_argument("name", nargs="?", help="with make: which model; with bundle: also a GGUF file")
     parser.add_argument("-o", "--output", type=Path, metavar="PATH", help="where to write it (the cache)")
@@ -46,9 +40,7 @@ def register(subparsers: Subparsers) -> None:
         action="store_true",
         help="with bundle: make none, compare the one that is there with its model and its checksums",
     )
-    parser.add_argument(
-        "--library", type=Path, metavar="PATH", help="a libsbr.so other than the installed one"
-    )
+    add_library(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -56,11 +48,13 @@ def run(args: argparse.Namespace) -> int:
     if args.action == "bundle":
         return _models_bundle.run(args)
     if args.sparse_ffn is not None or args.verify:
-        raise UsageError("--sparse-ffn and --verify go with `stbench models bundle`")
+        raise UsageError(
+            "--sparse-ffn and --verify are of a bundle", hint="stbench models bundle NAME --verify"
+        )
     if args.action == "make":
         return _make(args)
     if args.name or args.output or args.seed is not None:
-        raise UsageError("a name, --output and --seed go with `stbench models make`")
+        raise UsageError("a list takes no name, --output or --seed", hint="stbench models make NAME")
     return _list(args)
 
 

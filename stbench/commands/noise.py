@@ -33,21 +33,15 @@ _REPLICATES = 20
 
 def register(subparsers: Subparsers) -> None:
     """Adds ``stbench noise``."""
-    parser = add_command(
-        subparsers,
-        "noise",
-        run,
-        help="measure what a device shows without any cause: its noise floor",
-        example=_EXAMPLE,
-    )
+    parser = add_command(subparsers, "noise", run, example=_EXAMPLE)
     parser.add_argument(
         "taken",
         nargs="*",
         metavar="RESULTS[:GLOB]",
         help="take these, of at least 12 replicates a case; without: measure a sweep of 20",
     )
-    add_options(parser, file=False)
-    parser.add_argument("--metric", choices=("decode_tps", "prefill_tps"), help="(both)")
+    add_options(parser, file=False, replicates=str(_REPLICATES))
+    parser.add_argument("--metric", choices=("decode_tps", "prefill_tps"), help="only this one (both)")
     parser.add_argument("--dry-run", action="store_true", help="store nothing")
     parser.set_defaults(resume=False, retry_failed=False)
 
@@ -98,7 +92,7 @@ def _sides(args: argparse.Namespace) -> list[Side]:
 def _measured(args: argparse.Namespace) -> Side:
     from stbench import errors
     from stbench.campaigns.live import Live
-    from stbench.commands._sweep_options import new_campaign_name, planned, sweep_of
+    from stbench.commands._sweep_options import campaign_of, planned, sweep_of
     from stbench.commands.sweep import measure
     from stbench.console import stderr_console
     from stbench.records.sides import side_of
@@ -106,7 +100,7 @@ def _measured(args: argparse.Namespace) -> Side:
     if args.axis_replicates is None:
         args.axis_replicates = _REPLICATES
     sweep = sweep_of(args)
-    campaign = args.campaign or new_campaign_name("noise", args.results)
+    campaign = campaign_of(args, "noise")
     with (
         Live(stderr_console(quiet=args.quiet)) as live,
         planned(

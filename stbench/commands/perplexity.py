@@ -16,16 +16,12 @@ stbench perplexity -m model.gguf -f text.txt --context 256 --sparse-ffn --json
 
 def register(subparsers: Subparsers) -> None:
     """Adds ``stbench perplexity``."""
-    parser = add_command(
-        subparsers, "perplexity", run, help="measure the perplexity of a model on a text", example=_EXAMPLE
-    )
+    parser = add_command(subparsers, "perplexity", run, example=_EXAMPLE)
     parser.add_argument(
         "-m", "--model", type=Path, required=True, metavar="FILE", help="a GGUF file with a tokenizer"
     )
     parser.add_argument("-f", "--file", type=Path, required=True, metavar="TEXT", help="a UTF-8 text file")
-    parser.add_argument(
-        "-c", "--context", type=int, default=512, metavar="N", help="tokens per chunk (default 512)"
-    )
+    parser.add_argument("-c", "--context", type=int, default=512, metavar="N", help="tokens per chunk (512)")
     parser.add_argument(
         "--sparse-ffn", action="store_true", help="skip neurons whose ReLU output is zero (exact)"
     )

@@ -6,7 +6,7 @@ import argparse
 from typing import TYPE_CHECKING
 
 from stbench.commands import Subparsers, add_command
-from stbench.commands._sweep_options import add_options, new_campaign_name, planned, sweep_of
+from stbench.commands._sweep_options import add_options, campaign_of, planned, sweep_of
 from stbench.console import print_json, stderr_console, stdout_console
 
 if TYPE_CHECKING:
@@ -20,14 +20,8 @@ stbench plan --models smallthinker-4b --sparse-ffn on,off -t 1-8*2 -n 128
 
 def register(subparsers: Subparsers) -> None:
     """Adds ``stbench plan``."""
-    parser = add_command(
-        subparsers,
-        "plan",
-        run,
-        help="print what a sweep would do, its disk and its time, and do nothing",
-        example=EXAMPLE,
-    )
-    add_options(parser)
+    parser = add_command(subparsers, "plan", run, example=EXAMPLE)
+    add_options(parser, replicates="the preset's, or 5")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -35,7 +29,7 @@ def run(args: argparse.Namespace) -> int:
     from stbench.campaigns.live import Live
 
     sweep = sweep_of(args)
-    campaign = args.campaign or new_campaign_name(sweep.preset, args.results)
+    campaign = campaign_of(args, sweep.preset)
     with (
         Live(stderr_console(quiet=args.quiet)) as live,
         planned(

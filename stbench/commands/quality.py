@@ -19,28 +19,18 @@ stbench quality -m model.gguf -f text.txt --lm-head-threshold -2 --json
 
 def register(subparsers: Subparsers) -> None:
     """Adds ``stbench quality``."""
-    parser = add_command(
-        subparsers,
-        "quality",
-        run,
-        help="compare the outputs of the sparse switches with the dense ones",
-        example=_EXAMPLE,
-    )
+    parser = add_command(subparsers, "quality", run, example=_EXAMPLE)
     parser.add_argument("-m", "--model", type=Path, required=True, metavar="FILE", help="a GGUF file")
-    parser.add_argument(
-        "-f", "--file", type=Path, metavar="TEXT", help="a UTF-8 text (default: random tokens)"
-    )
-    parser.add_argument("-n", type=int, default=256, metavar="N", help="steps to compare (default 256)")
-    parser.add_argument(
-        "-k", type=int, default=10, metavar="K", help="size of the compared top lists (default 10)"
-    )
-    parser.add_argument("--seed", type=int, default=0, help="of the random tokens (0)")
+    parser.add_argument("-f", "--file", type=Path, metavar="TEXT", help="a UTF-8 text (random tokens)")
+    parser.add_argument("-n", type=int, default=256, metavar="N", help="steps to compare (256)")
+    parser.add_argument("-k", type=int, default=10, metavar="K", help="size of the compared top lists (10)")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the random tokens (0)")
     parser.add_argument(
         "--lm-head-threshold",
         type=float,
         default=0.0,
         metavar="X",
-        help="keep rows with a score above X (default 0)",
+        help="keep rows with a score above X (0)",
     )
     parser.add_argument(
         "--requantise-down",

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from stbench.commands import AddUp, add_command
+from stbench.commands import AddUp, add_command, add_devices, add_library
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -30,27 +29,17 @@ _STORAGE_MODEL = "qwen3-0.6b"
 
 def register(subparsers: Subparsers) -> None:
     """Adds ``stbench roofline``."""
-    parser = add_command(
-        subparsers,
-        "roofline",
-        run,
-        help="measure the limits that speeds are held against: memory, gather, storage",
-        example=_EXAMPLE,
-    )
-    parser.add_argument(
-        "--devices", type=Path, default=Path("devices.yaml"), metavar="FILE", help="(devices.yaml)"
-    )
+    parser = add_command(subparsers, "roofline", run, example=_EXAMPLE)
+    add_devices(parser)
     parser.add_argument("--device", action="append", metavar="GLOB", help="only these of its enabled devices")
     parser.add_argument(
-        "-t", "--threads", action=AddUp, metavar="LIST", help="thread counts (default: 1, 2, 4, ... all)"
+        "-t", "--threads", action=AddUp, metavar="LIST", help="thread counts (1, 2, 4, ... all)"
     )
     parser.add_argument(
         "--seconds", type=float, default=0.5, metavar="S", help="how long each probe runs (0.5)"
     )
     parser.add_argument("--no-storage", action="store_true", help="leave storage out; makes no file")
-    parser.add_argument(
-        "--library", type=Path, metavar="PATH", help="a libsbr.so other than the installed one"
-    )
+    add_library(parser)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -22,14 +22,8 @@ stbench routing show real.routing
 
 def register(subparsers: Subparsers) -> None:
     """Adds ``stbench routing``."""
-    parser = add_command(
-        subparsers,
-        "routing",
-        run,
-        help="make, import and show traces of which experts a model uses",
-        example=_EXAMPLE,
-    )
-    parser.add_argument("action", choices=("show", "make", "import"))
+    parser = add_command(subparsers, "routing", run, example=_EXAMPLE)
+    parser.add_argument("action", choices=("show", "make", "import"), help="what to do with a trace")
     parser.add_argument("file", nargs="?", type=Path, help="show: a trace; import: CSV or JSON Lines")
     parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="make, import: the trace to write")
     parser.add_argument(
@@ -41,12 +35,14 @@ def register(subparsers: Subparsers) -> None:
         "--kind",
         choices=("uniform", "hot"),
         default="uniform",
-        help="hot: as the SmallThinker report shows (default uniform)",
+        help="hot: as the SmallThinker report shows (uniform)",
     )
     made.add_argument("--layers", type=int, metavar="N", help="without --model: layers")
     made.add_argument("--used", type=int, metavar="N", help="without --model: experts that a token uses")
-    made.add_argument("--tokens", type=int, default=1024, metavar="N", help="(1024)")
-    made.add_argument("--seed", type=int, default=1, metavar="N", help="(1)")
+    made.add_argument("--tokens", type=int, default=1024, metavar="N", help="how many (1024)")
+    made.add_argument(
+        "--seed", type=int, default=1, metavar="N", help="the same seed makes the same trace (1)"
+    )
     made.add_argument(
         "--stay",
         type=float,
@@ -101,7 +97,9 @@ def _made(args: argparse.Namespace) -> Routing:
         spec = catalogue.lookup(args.model).spec
         shape = (spec.n_layer, spec.n_expert, spec.n_expert_used)
         if not spec.n_expert:
-            raise UsageError(f"{args.model} has no experts")
+            raise UsageError(
+                f"{args.model} has no experts", hint="--model smallthinker-4b; `stbench models` lists more"
+            )
     elif any(n is None for n in given):
         raise UsageError(
             "for which shape?", hint="--model smallthinker-4b, or --layers 32 --experts 32 --used 4"

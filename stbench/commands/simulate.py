@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stbench.commands import AddUp, Subparsers, add_command
+from stbench.commands import AddUp, Subparsers, add_command, add_library
 from stbench.errors import EXIT_OK
 
 if TYPE_CHECKING:
@@ -27,13 +27,7 @@ stbench simulate results/desk/routing/x.routing --from results/desk --json
 
 def register(subparsers: Subparsers) -> None:
     """Adds ``stbench simulate``."""
-    parser = add_command(
-        subparsers,
-        "simulate",
-        run,
-        help="say what a cache of any size and policy would have hit, and how fast that would decode",
-        example=_EXAMPLE,
-    )
+    parser = add_command(subparsers, "simulate", run, example=_EXAMPLE)
     parser.add_argument(
         "trace", type=Path, metavar="TRACE", help="`stbench routing` makes, imports and shows them"
     )
@@ -42,14 +36,14 @@ def register(subparsers: Subparsers) -> None:
         action=AddUp,
         default="",
         metavar="LIST",
-        help="sizes (256MiB), shares of all experts (25%%), numbers of experts (512); default: a sweep",
+        help="sizes (256MiB), shares of all experts (25%%), numbers of experts: 512 (a sweep)",
     )
     parser.add_argument(
         "--policy",
         action=AddUp,
         default="",
         metavar="LIST",
-        help="lru, lfu, reuse, static, belady, or your own FILE.py:CLASS (slow); default: the five",
+        help="lru, lfu, reuse, static, belady, or your own FILE.py:CLASS, which is slow (the five)",
     )
     parser.add_argument(
         "--model", metavar="NAME", help="a model of the catalogue; one of another shape replays the trace"
@@ -63,13 +57,13 @@ def register(subparsers: Subparsers) -> None:
         "--prefetch",
         choices=("exact", "next-layer", "next-2", "next-4"),
         default="exact",
-        help="what is read before it is needed (default: exact); needs the rates",
+        help="what is read before it is needed; all but exact need the rates (exact)",
     )
     parser.add_argument(
         "--guess-right",
         type=float,
         metavar="SHARE",
-        help="of the experts named ahead, what is used (default: as runs of --from with this --prefetch say)",
+        help="of the experts named ahead, what is used (as runs of --from with this --prefetch say)",
     )
     parser.add_argument(
         "--from",
@@ -82,13 +76,11 @@ def register(subparsers: Subparsers) -> None:
         "--warmup",
         type=int,
         metavar="N",
-        help="first tokens that fill the cache and do not count (default: a quarter, 256 at most)",
+        help="first tokens that fill the cache and do not count (a quarter, 256 at most)",
     )
     parser.add_argument("--plot", type=Path, metavar="FILE", help="draw it: .png or .svg")
     parser.add_argument("--csv", action="store_true", help="print CSV: a line for each size and policy")
-    parser.add_argument(
-        "--library", type=Path, metavar="PATH", help="a libsbr.so other than the installed one"
-    )
+    add_library(parser)
 
 
 def run(args: argparse.Namespace) -> int:

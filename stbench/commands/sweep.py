@@ -14,7 +14,7 @@ from stbench.commands._sweep_options import (
     RESULTS,
     Ready,
     add_options,
-    new_campaign_name,
+    campaign_of,
     planned,
     sweep_of,
     typed_axes,
@@ -42,10 +42,8 @@ REPORTS = Path("reports")
 
 def register(subparsers: Subparsers) -> None:
     """Adds ``stbench sweep``."""
-    parser = add_command(
-        subparsers, "sweep", run, help="measure models on devices and print the table", example=EXAMPLE
-    )
-    add_options(parser)
+    parser = add_command(subparsers, "sweep", run, example=EXAMPLE)
+    add_options(parser, replicates="the preset's, or 5")
     parser.add_argument(
         "--resume",
         action="store_true",
@@ -59,7 +57,7 @@ def register(subparsers: Subparsers) -> None:
         type=_seconds,
         default=0.0,
         metavar="SECONDS",
-        help="wait so long for a board on which somebody else runs a job (0: it is left for --resume)",
+        help="wait so long for a board on which somebody else runs a job (0: leave it for --resume)",
     )
     parser.add_argument("--dry-run", action="store_true", help="print the plan and stop, as `stbench plan`")
     parser.add_argument(
@@ -67,13 +65,18 @@ def register(subparsers: Subparsers) -> None:
         action="store_true",
         help="make models and expected outputs, print the files of the latter, measure nothing",
     )
-    parser.add_argument("--reports", type=Path, default=REPORTS, metavar="DIR", help="(reports)")
+    parser.add_argument(
+        "--reports", type=Path, default=REPORTS, metavar="DIR", help=f"where reports go ({REPORTS})"
+    )
 
 
 def _seconds(text: str) -> float:
-    value = float(text)
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
     if not 0 <= value <= 86400:
-        raise argparse.ArgumentTypeError(f"{text} is not within 0 and 86400 seconds")
+        raise argparse.ArgumentTypeError(f'expected seconds, 0 to 86400, got "{text}"')
     return value
 
 
@@ -82,7 +85,7 @@ def run(args: argparse.Namespace) -> int:
     from stbench.campaigns.live import Live
 
     if args.retry_failed and not args.resume:
-        raise errors.UsageError("--retry-failed needs --resume")
+        raise errors.UsageError("--retry-failed needs --resume", hint="stbench sweep --resume --retry-failed")
     campaign, sweep = _campaign(args)
     console = stderr_console(quiet=args.quiet)
     with (
@@ -131,9 +134,7 @@ def _campaign(args: argparse.Namespace) -> tuple[str, Sweep]:
 
     if not args.resume:
         sweep = sweep_of(args)
-        if not args.campaign:
-            return new_campaign_name(sweep.preset, args.results), sweep
-        return validate_campaign_name(args.campaign), sweep
+        return campaign_of(args, sweep.preset), sweep
     campaign = validate_campaign_name(args.campaign) if args.campaign else newest_campaign(args.results)
     directory = args.results / campaign
     stored = read_campaign(directory)

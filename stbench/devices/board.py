@@ -21,9 +21,6 @@ if TYPE_CHECKING:
 OLDEST_PYTHON = (3, 8)
 TIMEOUT_S = 60.0
 
-# Files of ours on a device: their names carry the beginning of their digest.
-DEPLOYED = re.compile(r"(agent-[0-9a-f]{16}\.pyz|libsbr-[0-9a-f]{16}\.so)")
-
 # Runs under any Python, so that an old one can be told from none.
 _SCRIPT = r"""
 import sys, os, struct, json, hashlib

@@ -12,7 +12,7 @@ from stbench.devices.device_entry import NAME, DeviceEntry
 from stbench.devices.engine_entries import EngineEntry, engines_of, parse_entries
 from stbench.devices.host_ranges import Ranges
 from stbench.devices.no_secrets import take_out_secrets
-from stbench.errors import InputError, InventoryError
+from stbench.errors import InputError, InventoryError, UsageError
 from stbench.sweeps.axes import AUTO_THREADS
 
 
@@ -64,6 +64,16 @@ class Inventory:
     def enabled(self) -> list[Device]:
         """Devices that a sweep uses."""
         return [device for device in self.devices if device.enabled]
+
+    def device(self, name: str) -> Device:
+        """The one of that name, enabled or not. Raises :class:`UsageError`."""
+        named = {device.name: device for device in self.devices}
+        if name not in named:
+            raise UsageError(
+                f"{self.source}: {yamlfile.unknown_name('device', name, named)}",
+                hint="stbench devices add [user@]host writes a new one's entry",
+            )
+        return named[name]
 
 
 def load_inventory(path: Path) -> Inventory:

@@ -83,7 +83,11 @@ def read(path: Path) -> dict[str, Meta]:
     try:
         entries = _of_zip(path) if path.is_file() else _of_folder(path)
     except (OSError, zipfile.BadZipFile, RuntimeError, ValueError) as error:
-        raise InputError(f"{path}: cannot be read: {printable(str(error))[:200]}") from error
+        why = (error.strerror if isinstance(error, OSError) else None) or printable(str(error))[:200]
+        raise InputError(
+            f"{path}: cannot be read: {why}",
+            hint="--tree takes what `stbench devices doctor --bundle FILE.zip` wrote, packed or unpacked",
+        ) from error
     machines: dict[str, dict[str, bytes]] = {}
     for name, data in entries.items():
         label, _, rest = name.partition("/")

@@ -52,7 +52,10 @@ def make_or_verify(
     agent = Agent("local", connector, deploy(connector, library))
     model = prepare.resolve(device, agent, name, library, on_bytes)
     if model.to_make and verify:
-        raise InputError(f"{model.ref.path}: this model is not made, so that there is no bundle of it")
+        raise InputError(
+            f"{model.ref.path}: this model is not made, so that there is no bundle of it",
+            hint=f"stbench models bundle {name}",
+        )
     if model.to_make:
         model = prepare.make(agent, model, on_bytes)
     sparse = bool(model.traits.relu) if sparse_ffn is None else sparse_ffn

@@ -119,71 +119,59 @@ def _gemma3n_sizes(spec: SynthSpec) -> Sizes:
     return Sizes(total, total - table + table // spec.n_vocab, size)
 
 
+_QWEN3: dict[str, Any] = {
+    "n_layer": 28,
+    "n_embd": 1024,
+    "n_head": 16,
+    "n_head_kv": 8,
+    "head_dim": 128,
+    "n_ff": 3072,
+    "n_vocab": 151936,
+    "n_ctx_train": 40960,
+    "weight_type": "q4_0",
+    "seed": SEED,
+    "rope_freq_base": 1e6,
+}
+_SMALLTHINKER = _QWEN3 | {
+    "n_layer": 32,
+    "n_embd": 1536,
+    "n_head": 12,
+    "n_head_kv": 2,
+    "n_ff": 768,
+    "n_ctx_train": 32768,
+    "rope_freq_base": 1.5e6,
+    "n_expert": 32,
+    "n_expert_used": 4,
+    "transposed_down": True,
+    "predictor_rank": 128,
+    "hot_experts": 8,
+    "hot_share": 600,
+    "lm_head_keep": 100,
+}
+_GEMMA3N = _QWEN3 | {
+    "n_layer": 30,
+    "n_embd": 2048,
+    "n_head": 8,
+    "n_head_kv": 2,
+    "head_dim": 256,
+    "n_ff": 8192,
+    "n_vocab": 262144,
+    "n_ctx_train": 32768,
+    "sliding_window": 512,
+}
+
+
 def _smallthinker(name: str, **shape: Any) -> SynthSpec:
-    spec = SynthSpec(
-        architecture="smallthinker",
-        name=name,
-        n_layer=32,
-        n_embd=1536,
-        n_head=12,
-        n_head_kv=2,
-        head_dim=128,
-        n_ff=768,
-        n_vocab=151936,
-        n_ctx_train=32768,
-        weight_type="q4_0",
-        seed=SEED,
-        rope_freq_base=1.5e6,
-        n_expert=32,
-        n_expert_used=4,
-        transposed_down=True,
-        predictor_rank=128,
-        zero_share=None,
-        hot_experts=8,
-        hot_share=600,
-        lm_head_keep=100,
-    )
-    spec = replace(spec, **shape)
+    spec = SynthSpec(architecture="smallthinker", name=name, **(_SMALLTHINKER | shape))
     return spec if spec.zero_share else replace(spec, zero_share=report_zero_share(spec.n_layer))
 
 
 def _dense(architecture: str, name: str, **shape: Any) -> SynthSpec:
-    spec = SynthSpec(
-        architecture=architecture,
-        name=name,
-        n_layer=28,
-        n_embd=1024,
-        n_head=16,
-        n_head_kv=8,
-        head_dim=128,
-        n_ff=3072,
-        n_vocab=151936,
-        n_ctx_train=40960,
-        weight_type="q4_0",
-        seed=SEED,
-        rope_freq_base=1e6,
-    )
-    return replace(spec, **shape)
+    return SynthSpec(architecture=architecture, name=name, **(_QWEN3 | shape))
 
 
 def _gemma3n(name: str, **shape: Any) -> SynthSpec:
-    spec = SynthSpec(
-        architecture=gemma3n.ARCHITECTURE,
-        name=name,
-        n_layer=30,
-        n_embd=2048,
-        n_head=8,
-        n_head_kv=2,
-        head_dim=256,
-        n_ff=8192,
-        n_vocab=262144,
-        n_ctx_train=32768,
-        weight_type="q4_0",
-        seed=SEED,
-        rope_freq_base=1e6,
-        sliding_window=512,
-    )
-    return replace(spec, **shape)
+    return SynthSpec(architecture=gemma3n.ARCHITECTURE, name=name, **(_GEMMA3N | shape))
 
 
 _TINY: dict[str, Any] = {

@@ -33,7 +33,9 @@ def digest_of(path: Path, on_bytes: Callable[[int, int], None]) -> str:
                 return kept
             sha256 = _hash(path, status.st_size, on_bytes)
         except OSError as error:
-            raise ModelError(f"{path}: {error.strerror}") from error
+            raise ModelError(
+                f"{path}: {error.strerror}", hint="the path of a GGUF file, or a name of `stbench models`"
+            ) from error
         note.parent.mkdir(exist_ok=True)
         part = note.with_name(f"{name}.part")
         part.write_text(

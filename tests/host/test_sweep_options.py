@@ -9,7 +9,7 @@ import pytest
 
 from stbench import cli
 from stbench.commands import AddUp
-from stbench.commands._sweep_options import _AXES, _SINGLE, sweep_of
+from stbench.commands._sweep_options import add_options, sweep_of
 from stbench.sweeps.sweep import SweepEntry
 
 
@@ -45,7 +45,10 @@ def test_every_axis_of_several_values_adds_up_and_no_other() -> None:
     }
     entry = SweepEntry.model_validate(typed).model_dump()
     lists = {key for key, value in entry.items() if type(value) is list}
-    assert lists == {key for _, key, *_ in _AXES} - _SINGLE
+    parser = argparse.ArgumentParser()
+    add_options(parser)
+    assert lists == {a.dest.removeprefix("axis_") for a in parser._actions if isinstance(a, AddUp)}
+    assert {f"axis_{key}" for key in SweepEntry.model_fields} <= {a.dest for a in parser._actions}
 
 
 def test_lists_of_other_commands_add_up() -> None:
