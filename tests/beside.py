@@ -117,18 +117,19 @@ def _run_all(session: pytest.Session, groups: list[Group]) -> None:
     quiet = [item for item in own if item.get_closest_marker("quiet")]
     helpers = _Helpers(session.config, groups)
     try:
-        _run(session, quiet)
+        loud = own[len(quiet) :]
+        _run(session, quiet, loud[0] if loud else None)
         helpers.start()
-        _run(session, own[len(quiet) :])
+        _run(session, loud)
         for group in reversed(groups):
             _run(session, group.items if helpers.claim(group) else _replay(session, helpers, group))
     finally:
         helpers.stop()
 
 
-def _run(session: pytest.Session, items: list[pytest.Item]) -> None:
-    """As pytest's own loop; its fixtures are taken down with the last one."""
-    for item, following in zip(items, [*items[1:], None], strict=False):
+def _run(session: pytest.Session, items: list[pytest.Item], then: pytest.Item | None = None) -> None:
+    """As pytest's own loop; with the last one go the fixtures that ``then``, if any, does not share."""
+    for item, following in zip(items, [*items[1:], then], strict=False):
         session.config.hook.pytest_runtest_protocol(item=item, nextitem=following)
         _stop_if_wanted(session)
 

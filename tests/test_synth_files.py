@@ -15,46 +15,8 @@ from numpy.typing import NDArray
 from stbench.agent import sbr
 from stbench.agent.wire import SynthSpec
 from stbench.models import gemma3n
+from tests.shapes import QWEN3, SMALLTHINKER
 
-SMALLTHINKER = SynthSpec(
-    architecture="smallthinker",
-    name="golden",
-    n_layer=2,
-    n_embd=64,
-    n_head=4,
-    n_head_kv=2,
-    head_dim=32,
-    n_ff=96,
-    n_vocab=300,
-    n_ctx_train=512,
-    weight_type="q4_0",
-    seed=42,
-    rope_freq_base=1.5e6,
-    n_expert=8,
-    n_expert_used=2,
-    transposed_down=True,
-    predictor_rank=64,
-    zero_share=[950, 700],
-    hot_experts=2,
-    hot_share=600,
-    lm_head_keep=100,
-)
-QWEN3 = SynthSpec(
-    architecture="qwen3",
-    name="golden",
-    n_layer=2,
-    n_embd=64,
-    n_head=4,
-    n_head_kv=2,
-    head_dim=32,
-    n_ff=96,
-    n_vocab=300,
-    n_ctx_train=512,
-    weight_type="q4_0",
-    seed=42,
-    rope_freq_base=1.5e6,
-    tied_output=False,
-)
 LLAMA = dataclasses.replace(QWEN3, architecture="llama", weight_type="q8_0")
 QWEN3MOE = dataclasses.replace(QWEN3, architecture="qwen3moe", n_expert=8, n_expert_used=2)
 GEMMA3N = dataclasses.replace(QWEN3, architecture="gemma3n", tied_output=True, sliding_window=64, n_layer=6)

@@ -10,30 +10,25 @@ import pytest
 
 from stbench.agent import sbr
 from stbench.agent.wire import SynthSpec
+from tests.shapes import SMALLTHINKER
 
 # Deep enough that a drift of the residual stream would show, wide enough that shares are shares.
-DEEP = SynthSpec(
-    architecture="smallthinker",
+DEEP = dataclasses.replace(
+    SMALLTHINKER,
     name="deep",
     n_layer=24,
     n_embd=256,
-    n_head=4,
-    n_head_kv=2,
     head_dim=64,
     n_ff=192,
     n_vocab=2000,
     n_ctx_train=2048,
-    weight_type="q4_0",
     seed=11,
-    rope_freq_base=1.5e6,
     n_expert=16,
     n_expert_used=4,
-    transposed_down=True,
     predictor_rank=128,
     zero_share=[970, 950, 920, 880] + [620 + 5 * layer for layer in range(20)],
     hot_experts=4,
     hot_share=700,
-    lm_head_keep=100,
 )
 N_TOKENS = 384
 N_DECODED = 48

@@ -144,6 +144,16 @@ void test_reads() {
   EXPECT(contains(refusal([&] { sbr::probe_reads(path, reads(4096, 0)); }, SBR_ERR_IO), "cannot be opened"));
 }
 
+// What this process has read from files so far; 0 where the kernel does not say.
+unsigned long long bytes_read() {
+  unsigned long long bytes = 0;
+  if (std::FILE* file = std::fopen("/proc/self/io", "r")) {
+    if (std::fscanf(file, "rchar: %llu", &bytes) != 1) bytes = 0;
+    std::fclose(file);
+  }
+  return bytes;
+}
+
 // A bundle whose end is cut off while it is read: an error, not a wait.
 void test_units() {
   const sbr_test::Bundled model(sbr_test::tiny_smallthinker(SBR_TYPE_Q4_0, true));
@@ -154,9 +164,11 @@ void test_units() {
     sbr::OutputFile(path, 8 << 20).commit();
   }
   sbr_probe_options slow = reads(65536, SBR_IO_PREAD);
-  slow.duration_ns = 5000000000;
+  slow.duration_ns = 60000000000;
+  const unsigned long long before = bytes_read();
   std::thread cut([&] {
-    std::this_thread::sleep_for(std::chrono::milliseconds(100));
+    for (int looks = 0; looks < 1500 && bytes_read() < before + (2 << 20); ++looks)
+      std::this_thread::sleep_for(std::chrono::milliseconds(20));
     EXPECT(truncate(path.c_str(), 65536) == 0);
   });
   EXPECT(contains(refusal([&] { sbr::probe_reads(path, slow); }, SBR_ERR_IO), "cannot be read"));

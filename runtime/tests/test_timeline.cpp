@@ -1,10 +1,15 @@
 // The timeline: spans of a thread lie end to end and sum up to the step, storage's events are those that the counters
 // count, a full ring keeps the newest and counts the rest, and none of it changes a result.
+#include <sys/resource.h>
+
+#include <algorithm>
 #include <atomic>
 #include <cstdio>
 #include <cstring>
+#include <set>
 #include <string>
 #include <thread>
+#include <tuple>
 #include <vector>
 
 #include "base/timeline.h"
@@ -39,14 +44,13 @@ bool is_phase(const sbr_timeline_event& event) {
 // Of kTokens decoded tokens.
 void expect_whole(const char* what, const Read& read, uint32_t n_threads) {
   EXPECT(read.info.n_lost == 0);
-  uint64_t total = 0, parts = 0, tokens = 0;
+  std::vector<double> total, parts(kTokens, 0);  // ns of each token, and of thread 0's spans in it
   for (const sbr_timeline_event& event : read.events) {
     if (event.kind != SBR_TIMELINE_TOKEN) continue;
-    EXPECT(event.unit == 1 && event.step == tokens && event.thread == 0);
-    ++tokens;
-    total += event.end_ns - event.begin_ns;
+    EXPECT(event.unit == 1 && event.step == total.size() && event.thread == 0);
+    total.push_back(static_cast<double>(event.end_ns - event.begin_ns));
   }
-  EXPECT(tokens == kTokens);
+  if (!EXPECT(total.size() == kTokens)) return;
   for (uint32_t thread = 0; thread < n_threads; ++thread) {
     uint64_t before = 0;
     uint32_t step = 0;
@@ -58,12 +62,18 @@ void expect_whole(const char* what, const Read& read, uint32_t n_threads) {
       if (thread != 0 && event.step == step && before != 0) EXPECT(event.begin_ns == before);
       before = event.end_ns;
       step = event.step;
-      if (thread == 0) parts += event.end_ns - event.begin_ns;
+      if (thread == 0 && EXPECT(step < kTokens)) parts[step] += static_cast<double>(event.end_ns - event.begin_ns);
     }
   }
-  EXPECT(parts <= total);
-  const double other = static_cast<double>(total - parts) / static_cast<double>(total);
-  if (!EXPECT(other < 0.02)) std::fprintf(stderr, "  %s: %.1f %% of a token is nobody's\n", what, 100 * other);
+  // Of most tokens: a thread may lose its CPU between two spans of a few.
+  std::vector<double> other;
+  for (uint32_t step = 0; step < kTokens; ++step) {
+    EXPECT(parts[step] <= total[step]);
+    other.push_back(1 - parts[step] / total[step]);
+  }
+  std::nth_element(other.begin(), other.begin() + kTokens / 2, other.end());
+  const double median = other[kTokens / 2];
+  if (!EXPECT(median < 0.02)) std::fprintf(stderr, "  %s: %.1f %% of a token is nobody's\n", what, 100 * median);
 }
 
 uint64_t count(const Read& read, uint32_t kind) {
@@ -157,29 +167,41 @@ void test_full_ring() {
          sbr::Session(model.get(), options).info().scratch_bytes);
 }
 
+// How often the scheduler took this thread off its CPU.
+uint64_t switches() {
+  rusage use = {};
+  EXPECT(getrusage(RUSAGE_THREAD, &use) == 0);
+  return static_cast<uint64_t>(use.ru_nivcsw) + static_cast<uint64_t>(use.ru_nvcsw);
+}
+
 // Several threads write to storage's ring while it is read. A writer that is put aside within an event until the others
-// have gone round the ring spoils the newer event that lies there by then: that is rare, and told at the next look.
+// have gone round the ring spoils the newer event that lies there by then: one at most each time that it is, and told
+// at the next look.
 void test_writers_at_once() {
   constexpr uint32_t kWriters = 3, kEvents = 20000;
   sbr::Timeline timeline(1, 64);
   std::atomic<uint32_t> writing{kWriters};
+  std::atomic<uint64_t> aside{0};
   std::vector<std::thread> writers;
   for (uint32_t writer = 0; writer < kWriters; ++writer) {
-    writers.emplace_back([&timeline, &writing, writer] {
+    writers.emplace_back([&timeline, &writing, &aside, writer] {
+      const uint64_t before = switches();
       for (uint32_t i = 0; i < kEvents; ++i) timeline.read(writer, writer, i, i, uint64_t{writer} << 32 | i);
+      aside += switches() - before;
       --writing;
     });
   }
-  uint64_t mixed = 0;
+  std::set<std::tuple<uint32_t, uint32_t, uint64_t, uint64_t, uint64_t>> mixed;
   while (writing != 0) {
     for (const sbr_timeline_event& event : all_of(timeline).events) {
       const bool whole = event.layer == event.unit && event.bytes >> 32 == event.unit &&
                          (event.bytes & UINT32_MAX) == event.begin_ns && event.begin_ns == event.end_ns;
-      mixed += whole ? 0 : 1;
+      if (!whole) mixed.emplace(event.layer, event.unit, event.begin_ns, event.end_ns, event.bytes);
     }
   }
   for (std::thread& writer : writers) writer.join();
-  if (!EXPECT(mixed <= 2)) std::fprintf(stderr, "  %llu events\n", static_cast<unsigned long long>(mixed));
+  // 2: a virtual machine's CPU is taken from all of it, and not told to its scheduler.
+  if (!EXPECT(mixed.size() <= aside + 2)) std::fprintf(stderr, "  %zu events\n", mixed.size());
   const Read read = all_of(timeline);
   EXPECT(read.info.n_events >= 60);
   EXPECT(read.info.n_events + read.info.n_lost == uint64_t{kWriters} * kEvents);

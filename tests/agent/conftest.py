@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import shutil
 import subprocess
@@ -14,32 +15,19 @@ import pytest
 
 from stbench.agent import wire
 from stbench.agent.sbr import Library, load, synth_write
-from stbench.agent.wire import JobSpec, ModelRef, RunRecord, Settings, SynthSpec, Workload
+from stbench.agent.wire import JobSpec, ModelRef, RunRecord, Settings, Workload
+from tests.shapes import SMALLTHINKER
 
 ROOT = Path(__file__).resolve().parents[2]
 TREES = Path(__file__).parent / "trees"
 
-TINY = SynthSpec(
-    architecture="smallthinker",
+TINY = dataclasses.replace(
+    SMALLTHINKER,
     name="tiny",
     n_layer=3,
-    n_embd=64,
-    n_head=4,
-    n_head_kv=2,
-    head_dim=32,
-    n_ff=96,
     n_vocab=512,
-    n_ctx_train=512,
-    weight_type="q4_0",
     seed=7,
-    rope_freq_base=1.5e6,
-    n_expert=8,
-    n_expert_used=2,
-    transposed_down=True,
-    predictor_rank=64,
     zero_share=[900, 700, 620],
-    hot_experts=2,
-    hot_share=600,
     lm_head_keep=250,
 )
 

@@ -23,6 +23,15 @@ def eventually(condition: Callable[[], object], seconds: float = 30.0) -> None:
         time.sleep(0.01)
 
 
+def writes_or_ends(child: int, path: Path) -> None:
+    """Waits until a child of this process has appended to a file, however long a busy machine takes."""
+    before = path.stat().st_size if path.exists() else 0
+    ended = os.WEXITED | os.WNOHANG | os.WNOWAIT
+    eventually(
+        lambda: os.waitid(os.P_PID, child, ended) or (path.exists() and path.stat().st_size > before), 60
+    )
+
+
 def alive(pid: int) -> bool:
     """Not gone, and not only waiting for whoever reaps it."""
     try:
@@ -110,8 +119,9 @@ class Board:
         """Once the job hangs or sleeps in its engine: the keeper's child."""
         keeper = self.keeper()
         path = Path(f"/proc/{keeper}/task/{keeper}/children")
-        eventually(lambda: path.read_text().split())
-        return int(path.read_text().split()[0])
+        found: list[str] = []
+        eventually(lambda: found.extend(path.read_text().split()) or found)
+        return int(found[0])
 
     def kill_everything(self) -> None:
         """What a reboot does to it."""

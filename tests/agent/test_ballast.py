@@ -22,6 +22,9 @@ from tests.agent.limited import (
 )
 from tests.conftest import require
 
+# What others take and give back meanwhile would count.
+pytestmark = pytest.mark.quiet
+
 
 @pytest.fixture
 def weights(tmp_path: Path) -> Path:

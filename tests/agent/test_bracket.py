@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import time
@@ -16,6 +17,7 @@ from stbench.agent.sbr import Library
 from stbench.agent.tree import Tree
 from stbench.agent.wire import JobSpec, ModelRef, RunRecord
 from tests.agent.conftest import TINY, fake_job, run_job, start_agent
+from tests.agent.detached import eventually
 
 MB = 1 << 20
 
@@ -103,17 +105,25 @@ def test_references_are_not_bracketed() -> None:
     assert (record.status, record.bracket) == ("ok", None)
 
 
-def test_a_job_cancelled_while_memory_is_probed_says_so(sbr_job: Callable[..., JobSpec]) -> None:
-    job = JobSpec(**{**sbr_job().__dict__, "bracket_ms": 8000})
+def test_a_job_cancelled_while_memory_is_probed_says_so(
+    sbr_job: Callable[..., JobSpec], library_path: Path
+) -> None:
+    job = JobSpec(**{**sbr_job().__dict__, "bracket_ms": 60000, "timeout_s": 300.0})
     process = start_agent("run")
     assert process.stdin is not None
     process.stdin.write(wire.dumps(job) + "\n")
     process.stdin.flush()
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
-    deadline = time.monotonic() + 20
-    while not children.read_text().split() and time.monotonic() < deadline:
-        time.sleep(0.01)
-    time.sleep(0.3)
+
+    def probes() -> bool:
+        """The probe's process, which says so first, has loaded the runtime."""
+        maps = [Path(f"/proc/{pid}/maps") for pid in children.read_text().split()]
+        with contextlib.suppress(OSError):
+            return any(library_path.name in path.read_text() for path in maps)
+        return False
+
+    eventually(probes)
+    assert library_path.name not in Path(f"/proc/{process.pid}/maps").read_text()
     os.kill(process.pid, signal.SIGTERM)
     out, _ = process.communicate(timeout=60)
     record = wire.loads(RunRecord, out)

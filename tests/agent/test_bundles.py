@@ -317,7 +317,10 @@ def test_kill_9_leaves_no_bundle_and_the_next_writer_succeeds(library: sbr.Libra
     expected = sha256(good)
     good.unlink()
     caught = 0
-    for pause in (0.0, 0.01, 0.02, 0.04, 0.08):
+    # More where all came too late: this machine has other work.
+    for pause in (0.0, 0.01, 0.02, 0.04, 0.08, *[0.0] * 20):
+        if caught and not pause:
+            break
         path.unlink(missing_ok=True)
         process = start_agent("bundle")
         assert process.stdin is not None

@@ -205,13 +205,27 @@ def test_a_job_starts_when_the_gate_opens(live: Board, tmp_path: Path) -> None:
     assert hottest(record.gate.after) < 46000
 
 
-def test_a_gate_is_cancelled_like_a_job(live: Board, tmp_path: Path) -> None:
-    timer = threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGTERM))
-    timer.start()
+def test_a_gate_is_cancelled_like_a_job(live: Board, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    waits, ended, real = tmp_path / "waits", threading.Event(), gate.wait
+
+    def told(job: JobSpec) -> Gate:
+        waits.touch()
+        return real(job)
+
+    def cancel() -> None:
+        while not ended.wait(0.01):
+            if waits.exists():  # earlier, nobody might hear it but these tests
+                os.kill(os.getpid(), signal.SIGTERM)
+                return
+
+    monkeypatch.setattr(gate, "wait", told)
+    thread = threading.Thread(target=cancel)
+    thread.start()
     try:
         record = supervise.run_job(job(120.0, idle_state(tmp_path), "echo started >&2; echo speed 5"))
     finally:
-        timer.cancel()
+        ended.set()
+        thread.join()
     assert (record.status, record.detail) == ("cancelled", "SIGTERM during thermal gate")
     assert record.samples is None
 

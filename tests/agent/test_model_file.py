@@ -86,17 +86,22 @@ def test_two_makers_of_one_file_take_turns(library_path: Path, tmp_path: Path) -
 
 def test_a_stopped_make_leaves_nothing_unfinished(library_path: Path, tmp_path: Path) -> None:
     path = tmp_path / "m.gguf"
-    process = start_agent("make")
-    assert process.stdin is not None
-    assert process.stdout is not None
-    process.stdin.write(request(path, library_path, LARGE))
-    process.stdin.flush()
-    first = json.loads(process.stdout.readline())
-    assert first["stage"] == "write"
-    assert first["done_bytes"] < first["total_bytes"]
-    process.send_signal(signal.SIGTERM)
-    out, _ = process.communicate(timeout=120)
-    result = last(out)
+    for _ in range(5):
+        process = start_agent("make")
+        assert process.stdin is not None
+        assert process.stdout is not None
+        process.stdin.write(request(path, library_path, LARGE))
+        process.stdin.flush()
+        first = json.loads(process.stdout.readline())
+        assert first["stage"] == "write"
+        assert first["done_bytes"] < first["total_bytes"]
+        process.send_signal(signal.SIGTERM)
+        out, _ = process.communicate(timeout=120)
+        result = last(out)
+        if result.status != "ok":
+            break
+        path.unlink()  # it was done before the signal came: this machine has other work
+        path.with_name(path.name + ".json").unlink()
     assert process.returncode == 1
     assert result.status == "cancelled"
     assert [name for name in os.listdir(tmp_path) if not name.endswith(".lock")] == []

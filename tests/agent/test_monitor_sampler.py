@@ -213,17 +213,16 @@ def sampled(options: str = "sleep=1", **changes: Any) -> RunRecord:
     return run_job(fake_job(options, workload=Workload(0, 20), warmup_tokens=0, **changes))
 
 
-@pytest.mark.quiet
 def test_a_record_has_its_timeline() -> None:
     record = sampled(sample_hz=5.0)
     found = record.timeline
     assert found is not None
     assert found.every_s == 0.2
-    assert 3 <= len(found.at_ms) == found.looks <= 8
+    assert 3 <= len(found.at_ms) == found.looks <= record.wall_s / found.every_s + 2
     assert list(found.phase_ms) == ["start", "load", "depth", "prefill", "decode", "results", "check"]
     assert found.phase_ms["results"] - found.phase_ms["decode"] >= 990
     assert all(rss and rss > 1 << 20 for rss in found.rss_bytes)
-    assert 0 < found.cost_s < 0.5
+    assert 0 < found.cost_s < record.wall_s
 
 
 def test_sampling_can_be_switched_off() -> None:
@@ -233,7 +232,7 @@ def test_sampling_can_be_switched_off() -> None:
 
 
 def test_a_job_that_fails_keeps_its_timeline() -> None:
-    record = sampled("sleep=0.5,crash", sample_hz=5.0)
+    record = sampled("sleep=0.5,crash", sample_hz=50.0)
     assert record.status == "crashed"
     assert record.timeline is not None
     assert record.timeline.looks >= 2

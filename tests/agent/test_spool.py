@@ -154,10 +154,12 @@ def test_a_full_disk_refuses_the_job_before_it_runs(small: Board) -> None:
 
 
 def test_a_disk_that_fills_up_during_the_run_costs_no_record(small: Board) -> None:
-    job = fake_job("sleep=0.5")
+    go = small.directory / "go"
+    job = fake_job(f"until={go}")
     follower = small.submit(job)
     small.measuring()
     fill(small.spool)
+    go.touch()
     record = record_of(follower)
     assert record.status == "ok"
     assert small.run(job) == record
@@ -187,9 +189,11 @@ def test_a_read_only_spool_is_an_error_that_names_it(tmp_path: Path) -> None:
 
 def test_a_spool_that_becomes_read_only_is_an_error(small: Board) -> None:
     """The record cannot be kept, and says nothing that is not kept."""
-    follower = small.submit(fake_job("sleep=0.5"))
+    go = small.directory / "go"
+    follower = small.submit(fake_job(f"until={go}"))
     small.measuring()
     subprocess.run(["mount", "-o", "remount,ro", str(small.spool)], check=True)
+    go.touch()
     assert follower.stdout is not None
     assert follower.stderr is not None
     assert follower.stdout.read() == ""

@@ -85,11 +85,11 @@ def test_an_exit_without_a_result_is_a_crash() -> None:
 
 
 def test_a_hang_is_a_timeout_and_leaves_no_process() -> None:
-    process, child = start_hanging(timeout_s=1.5)
+    process, child = start_hanging(timeout_s=2.5)
     out, _ = process.communicate(timeout=60)
     record = wire.loads(RunRecord, out)
     assert record.status == "timeout"
-    assert record.detail.startswith("not done after 1.5 s, during warm-up; last lines: hanging as asked")
+    assert record.detail.startswith("not done after 2.5 s, during warm-up; last lines: hanging as asked")
     assert not alive(child)
 
 
@@ -109,7 +109,7 @@ def work(job, report):
 job = wire.loads(wire.JobSpec, sys.stdin.readline())
 print(supervise.run_job(job, work).status)
 """
-    job = fake_job(timeout_s=1.5)
+    job = fake_job(timeout_s=2.5)
     done = subprocess.run(
         [sys.executable, "-c", code], input=wire.dumps(job) + "\n", capture_output=True, text=True, timeout=60
     )

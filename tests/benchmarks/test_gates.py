@@ -12,8 +12,6 @@ from stbench.agent import probe
 from tests.benchmarks import builds, counts, gate, pairs
 from tests.workshop import Edit, Workshop, edited, working_tree
 
-pytestmark = pytest.mark.quiet
-
 Say = Callable[[object], None]
 
 
@@ -78,6 +76,7 @@ def test_no_rise_of_instructions(built: gate.Builds | None, scratch: Path, say: 
     assert not refused, "\n".join([*map(str, refused), hint])
 
 
+@pytest.mark.quiet
 @pytest.mark.slow
 def test_no_loss_of_speed(built: gate.Builds | None, say: Say) -> None:
     if built is None:
@@ -104,6 +103,7 @@ def test_a_busy_loop_of_five_percent_is_counted(now: Path, five: Path, model: Pa
     assert not any(name.startswith("scalar/") for name in risen)
 
 
+@pytest.mark.quiet
 @pytest.mark.slow
 def test_a_slow_kernel_is_measured(now: Path, model: Path, scratch: Path) -> None:
     slower = Workshop().library(edited(working_tree(), TWICE_AS_SLOW), scratch / "twice" / "libsbr.so")
@@ -113,6 +113,7 @@ def test_a_slow_kernel_is_measured(now: Path, model: Path, scratch: Path) -> Non
     assert not judged["avx2/prefill-dense"].regressed, str(judged["avx2/prefill-dense"])
 
 
+@pytest.mark.quiet
 @pytest.mark.slow
 def test_a_busy_loop_of_five_percent_is_regressed(
     now: Path, five: Path, model: Path, scratch: Path, say: Say

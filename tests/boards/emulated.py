@@ -32,7 +32,7 @@ QEMU = "qemu-system-aarch64"
 # authentication would be most of what `max` computes.
 CPUS = {"cortex-a72": "cortex-a72", "cortex-a76": "cortex-a76", "max": "max,pauth-impdef=on"}
 MEMORY_MIB = 1024
-BOOT_S = 120.0
+BOOT_S = 300.0
 
 
 @dataclass

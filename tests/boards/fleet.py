@@ -19,6 +19,7 @@ from stbench.records.store import read_records
 from tests.boards.emulated import CPUS, EmulatedBoard, boot, kept_image
 from tests.boards.image_files import Variant
 from tests.boards.make_image import Image, ImageError
+from tests.boards.sshd import Board
 from tests.conftest import require
 
 CHECKOUT = Path(__file__).resolve().parents[2]
@@ -98,6 +99,12 @@ class Desk:
             assert process.poll() is None, f"the sweep ended first:\n{self.read('err')[-3000:]}"
             assert time.monotonic() < deadline, f"no record of {device}:\n{self.read('err')[-3000:]}"
             time.sleep(0.05)
+
+
+def is_measuring(board: Board) -> bool:
+    """A job was started there that has no record yet."""
+    started = list((board.work_dir / "spool").glob("*.started"))
+    return any(not path.with_suffix(".record").exists() for path in started)
 
 
 def entry_of(board: EmulatedBoard, **keys: object) -> dict[str, object]:

@@ -152,7 +152,7 @@ def test_an_unplugged_board_ends_alone_and_is_resumed(desk: Desk, boards: Boards
     require(ROOT, "cables need network namespaces, which need root")
     fleet = [boards("near", cable=True), boards("far", cable=True)]
     quick = {"silence": 3, "reconnect": 2}
-    desk.devices({board.name: board.device_keys(timeouts=quick) for board in fleet})
+    desk.devices({"near": fleet[0].device_keys(), "far": fleet[1].device_keys(timeouts=quick)})
     with desk.started(*fake(2, 3)) as process:
         desk.wait_for_records("far", 1, process)
         fleet[1].cut()

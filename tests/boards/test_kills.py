@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.boards.conftest import Boards, Controller
-from tests.boards.fleet import Desk
+from tests.boards.fleet import Desk, is_measuring
 from tests.boards.sshd import wait_until
 
 KILLS = 20
@@ -22,23 +22,23 @@ def desk(tmp_path: Path, controller: Controller) -> Desk:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1800)
 def test_twenty_kills_lose_and_double_nothing(desk: Desk, boards: Boards) -> None:
-    """Kills come up to a second after the first new record, or after two seconds without one."""
+    """By turns up to a second after the first new record, however long that takes, and within two seconds."""
     chance = random.Random(3)
     fleet = [boards(f"board-{n}") for n in (1, 2, 3)]
     desk.devices({board.name: board.device_keys() for board in fleet})
     axes = ["--models", "fake:sleep=1", "--engines", "fake", "-n", "4", "-r", str(REPLICATES)]
     sweep, resume = ["sweep", *axes, "--campaign", "c"], ["sweep", "--resume", "--campaign", "c"]
     hit, growing = 0, set()
-    for _ in range(KILLS):
+    for number in range(KILLS):
         begun = (desk.directory / "results" / "c" / "campaign.json").exists()
         stored = len(desk.records())
         with desk.started(*(resume if begun else sweep)) as process:
-            deadline = time.monotonic() + 2
+            deadline = time.monotonic() + 120 * (number % 2)
             while time.monotonic() < deadline and process.poll() is None and len(desk.records()) == stored:
                 time.sleep(0.02)
-            time.sleep(chance.uniform(0.0, 1.0))
+            time.sleep(chance.uniform(0.0, 1.0 if number % 2 else 2.0))
             hit += process.poll() is None
         growing.add(len(desk.records()))
     assert hit >= KILLS // 2, "most sweeps ended before they were killed"
@@ -60,19 +60,25 @@ def test_two_controllers_at_one_board(tmp_path: Path, controller: Controller, bo
     first, second = Desk(tmp_path / "first"), Desk(tmp_path / "second")
     for desk in (first, second):
         desk.devices({board.name: board.device_keys()})
-    long = ["--models", "fake:sleep=12", "--engines", "fake", "-n", "4", "-r", "1", "--campaign", "a"]
+    long = ["--models", "fake:until=go", "--engines", "fake", "-n", "4", "-r", "1", "--campaign", "a"]
     short = ["--models", "fake:quick", "--engines", "fake", "-n", "4", "-r", "1"]
+    go = board.work_dir / "go"
+    go.parent.mkdir(parents=True)
+    go.touch()
+    assert first.run("sweep", *long, "--references-only").code == 0
+    go.unlink()
     with first.started("sweep", *long) as process:
-        wait_until(board.processes, "the job runs")
-        wait_until(lambda: any((board.work_dir / "spool").glob("*.started")), "the job runs")
+        wait_until(lambda: is_measuring(board), "the job runs", 120)
         refused = second.run("sweep", *short, "--campaign", "b")
         assert refused.code == 4, refused.err
         assert "shared: in use by" in refused.err
         assert "(campaign a" in refused.err
         assert "--wait" in refused.err
-        waited = second.run("sweep", *short, "--campaign", "c", "--wait", "120")
+        with second.started("sweep", *short, "--campaign", "c", "--wait", "120") as waiting:
+            wait_until(lambda: "shared: waiting: in use by" in second.read("err"), "it waits", 120)
+            go.touch()
+            waited = second.ended(waiting)
         assert waited.code == 0, waited.err
-        assert "shared: waiting: in use by" in waited.err
         assert first.ended(process).code == 0
     assert [record.status for record in second.records("c")] == ["ok"]
     assert [record.status for record in first.records("a")] == ["ok"]

@@ -158,7 +158,7 @@ def test_what_a_command_leaves_in_its_group_is_ended(board: Board, connector: Ss
     running = connector.start(["sh", "-c", "sleep 60 >/dev/null 2>&1 & echo started"], b"", 30)
     assert list(running.lines()) == ["started"]
     assert running.ending().code == 0
-    wait_until(lambda: not board.processes(), "no process stays", 5)
+    wait_until(lambda: not board.processes(), "no process stays")
 
 
 def test_what_detaches_itself_stays(board: Board, connector: SshConnector) -> None:

@@ -23,7 +23,7 @@ from stbench.connectors.ssh_route import route
 from stbench.devices.inventory import Device
 from stbench.errors import HostKeyRefused, InputError, LoginRefused, StbenchError, Unreachable
 from tests.boards.conftest import Boards, Controller, device_of
-from tests.boards.sshd import ROOT, Board, make_key, tool
+from tests.boards.sshd import ROOT, Board, make_key, tool, wait_until
 from tests.conftest import require
 
 
@@ -56,7 +56,7 @@ def on_terminal(argv: Sequence[str], answers: Sequence[tuple[str, str]]) -> tupl
     pid, terminal = pty.fork()
     if pid == 0:
         os.execv(sys.executable, [sys.executable, "-m", "stbench.cli", *argv])
-    text, answered, left, deadline = "", 0, list(answers), time.monotonic() + 60
+    text, answered, left, deadline = "", 0, list(answers), time.monotonic() + 200
     while time.monotonic() < deadline:
         if not select.select([terminal], [], [], 1.0)[0]:
             continue
@@ -193,9 +193,7 @@ def test_a_key_of_the_agent(boards: Boards, controller: Controller, monkeypatch:
     sock = str(controller.home / "agent")
     agent = subprocess.Popen([tool("ssh-agent"), "-D", "-a", sock], stdout=subprocess.DEVNULL)
     try:
-        deadline = time.monotonic() + 20
-        while not os.path.exists(sock) and time.monotonic() < deadline:
-            time.sleep(0.01)
+        wait_until(lambda: os.path.exists(sock), "ssh-agent's socket")
         monkeypatch.setenv("SSH_AUTH_SOCK", sock)
         subprocess.run([tool("ssh-add"), "-q", controller.key], check=True)
         controller.key.unlink()

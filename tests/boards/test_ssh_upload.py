@@ -25,7 +25,7 @@ MIB = 1 << 20
 
 @pytest.fixture
 def connector(board: Board) -> Iterator[SshConnector]:
-    made = SshConnector(device_of(board, silence_s=2.0, connect_s=5.0, reconnect_s=30.0))
+    made = SshConnector(device_of(board, silence_s=2.0, connect_s=20.0, reconnect_s=60.0))
     made.connect()
     yield made
     made.close()
@@ -96,7 +96,7 @@ def test_an_empty_file(connector: SshConnector, tmp_path: Path) -> None:
 def test_a_cut_at_half_goes_on_from_there(boards: Boards, source: Path) -> None:
     """The board never hears of the cut, so that its receiver waits on; a second one takes over."""
     board = boards("far", cable=True)
-    connector = SshConnector(device_of(board, silence_s=2.0, connect_s=5.0, reconnect_s=60.0))
+    connector = SshConnector(device_of(board, silence_s=2.0, connect_s=20.0, reconnect_s=60.0))
     connector.connect()
 
     def cut() -> None:
@@ -128,7 +128,7 @@ def test_sshd_dies_at_half_and_comes_back(board: Board, connector: SshConnector,
 
 
 def test_a_link_that_stays_away_is_an_error_in_time(board: Board, source: Path) -> None:
-    connector = SshConnector(device_of(board, silence_s=2.0, connect_s=2.0, reconnect_s=1.5))
+    connector = SshConnector(device_of(board, silence_s=2.0, connect_s=20.0, reconnect_s=1.5))
     connector.connect()
     path = f"{connector.work_dir}/model"
     with pytest.raises(DeviceError, match="cannot be reached: Connection refused"):

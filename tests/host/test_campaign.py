@@ -3,12 +3,12 @@ said."""
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
 import shlex
 import signal
-import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -230,16 +230,25 @@ def test_max_time_stops(sandbox: Sandbox) -> None:
     assert len(records(sandbox)) < 40
 
 
+def children(pid: int) -> list[int]:
+    """Processes that one has started."""
+    found: list[int] = []
+    for path in Path(f"/proc/{pid}/task").glob("*/children"):
+        with contextlib.suppress(OSError):
+            found += map(int, path.read_text().split())
+    return found
+
+
 def test_ctrl_c_stores_the_job_as_cancelled_and_resume_repeats_it(
     sandbox: Sandbox, eventually: Eventually
 ) -> None:
-    sweep = sandbox.fake_sweep("fake:sleep=3", replicates=2)
+    sweep = sandbox.fake_sweep("fake:sleep=2", replicates=2)
     running = sandbox.start("sweep", sweep, "--campaign", "c")
     path = sandbox.directory / "results" / "c" / "campaign.json"
-    # Once the first job is stored, the second one runs for three seconds and more.
     stored = path.with_name("records.jsonl")
     eventually(lambda: stored.exists() and b"\n" in stored.read_bytes())
-    time.sleep(1.5)
+    # The second job's agent has a process that works for it, for two seconds and more.
+    eventually(lambda: any(map(children, children(running.pid))))
     running.send_signal(signal.SIGINT)
     _, err = running.communicate(timeout=60)
     assert running.returncode == 130

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stbench.devices import devices_file
@@ -136,6 +136,7 @@ def test_a_file_that_changes_meanwhile_is_not_overwritten(
     assert path.read_text() == "devices:\n  mine: {}\n"
 
 
+@settings(deadline=None)
 @given(st.text(max_size=40), st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._-]{0,20}", fullmatch=True))
 def test_whatever_a_board_calls_itself_stays_a_comment(comment: str, name: str) -> None:
     text = "\n".join(["devices:", *devices_file.entry_text(name, comment, KEYS, 2), ""])

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 import subprocess
+import time
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -17,6 +20,18 @@ KILLS = 20
 REAL_KILLS = 6
 
 
+def kill(running: subprocess.Popen[str], stored: Callable[[], int] | None, seconds: float) -> None:
+    """So long after its start; with ``stored``, after it has stored something, however long that takes."""
+    if stored is not None:
+        before, deadline = stored(), time.monotonic() + 60
+        while stored() == before and running.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.01)
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        running.communicate(timeout=seconds)
+    running.kill()
+    running.communicate()
+
+
 def what_matters(record: RunRecord) -> tuple[object, ...]:
     assert record.samples is None or record.samples.decode_ns
     times = tuple(record.samples.decode_ns) if record.samples else ()
@@ -24,8 +39,14 @@ def what_matters(record: RunRecord) -> tuple[object, ...]:
     return record.id, record.label, record.replicate, record.status, times, output
 
 
+def stored_lines(sandbox: Sandbox) -> Callable[[], int]:
+    """How many records of the campaign that is killed are stored by now."""
+    path = sandbox.directory / "results" / "killed" / "records.jsonl"
+    return lambda: path.read_bytes().count(b"\n") if path.exists() else 0
+
+
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1800)
 def test_killed_twenty_times_and_resumed(sandbox: Sandbox) -> None:
     sweep = sandbox.fake_sweep("fake:vocab=64", "fake:exit", replicates=15, extra="sparse_lm_head: on,off\n")
     assert sandbox.run("sweep", sweep, "--campaign", "undisturbed")[0] == 3
@@ -33,24 +54,19 @@ def test_killed_twenty_times_and_resumed(sandbox: Sandbox) -> None:
     assert len(expected.records) == 60
 
     chance = random.Random(20)
-    killed = grew = stored = 0
-    # Starting takes about 0.7 s of it, a job about 0.15; several times as long beside other work.
-    longest = 2.2
-    while killed < KILLS:
+    lines = stored_lines(sandbox)
+    grew = stored = 0
+    for number in range(KILLS):
         begun = (sandbox.directory / "results" / "killed" / "campaign.json").exists()
         running = sandbox.start("sweep", sweep, "--campaign", "killed", *["--resume"] * begun)
-        try:
-            running.communicate(timeout=chance.uniform(0.2, longest))
-        except Exception:
-            running.kill()
-            running.communicate()
-        killed += 1
-        path = sandbox.directory / "results" / "killed" / "records.jsonl"
-        lines = path.read_bytes().count(b"\n") if path.exists() else 0
-        assert lines >= stored, "a record was lost"
-        grew += lines > stored
-        longest = longest if lines > stored else min(1.3 * longest, 12.0)
-        stored = lines
+        # A job takes about 0.15 s, starting 0.7 s, both several times as long beside other work.
+        if number % 3:
+            kill(running, lines, chance.uniform(0.0, 0.5))
+        else:
+            kill(running, None, chance.uniform(0.2, 2.2))
+        assert lines() >= stored, "a record was lost"
+        grew += lines() > stored
+        stored = lines()
     assert grew >= 3, "the kills came before anything ran"
 
     assert sandbox.run("sweep", sweep, "--campaign", "killed", "--resume")[0] == 3
@@ -62,7 +78,7 @@ def test_killed_twenty_times_and_resumed(sandbox: Sandbox) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1800)
 def test_the_real_engine_killed_and_resumed(sandbox: Sandbox, library_path: Path) -> None:
     """With an empty cache, so that kills also fall into making the model and computing references."""
     axes = ["--models", "tiny-smallthinker", "--sparse-ffn", "on,off", "--sparse-lm-head", "on,off"]
@@ -75,13 +91,12 @@ def test_the_real_engine_killed_and_resumed(sandbox: Sandbox, library_path: Path
         begun = (sandbox.directory / "results" / "killed" / "campaign.json").exists()
         return ["sweep", *sweep, "--campaign", "killed", *["--resume"] * begun]
 
-    for _ in range(REAL_KILLS):
+    for number in range(REAL_KILLS):
         running = sandbox.start(*go_on())
-        try:
-            running.communicate(timeout=chance.uniform(0.3, 3.0))
-        except subprocess.TimeoutExpired:
-            running.kill()
-            running.communicate()
+        if number % 2:
+            kill(running, stored_lines(sandbox), chance.uniform(0.0, 1.0))
+        else:
+            kill(running, None, chance.uniform(0.3, 3.0))
     code, out, log = sandbox.run(*go_on())
     assert code == 0, out + log
     assert sandbox.run("sweep", *sweep, "--campaign", "undisturbed")[0] == 0

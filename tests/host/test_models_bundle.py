@@ -104,7 +104,7 @@ def test_verify_says_what_is_wrong(sandbox: Sandbox, library_path: Path, model: 
         (["models", "bundle"], "the bundle of which model?"),
         (["models", "bundle", "none.gguf"], "no such file"),
         (["models", "bundle", "tiny-qwen3", "--seed", "1"], "--seed goes with"),
-        (["models", "make", "tiny-qwen3", "--verify"], "--sparse-ffn and --verify go with"),
+        (["models", "make", "tiny-qwen3", "--verify"], "--sparse-ffn and --verify are of a bundle"),
     ],
 )
 def test_usage(sandbox: Sandbox, library_path: Path, argv: list[str], why: str) -> None:

@@ -24,7 +24,7 @@ from stbench.campaigns.stopping import Stop
 from stbench.errors import AgentError, BusyError, DeviceError, LinkLost, NoSpace
 from stbench.records.store import Store, read_records
 from tests.agent.conftest import fake_job
-from tests.agent.detached import Board, eventually
+from tests.agent.detached import Board, eventually, writes_or_ends
 from tests.host.cuttable import CutConnector
 from tests.host.test_agentclient import GOOD, JOB, printing
 
@@ -39,6 +39,9 @@ class Far:
         self.connector = CutConnector(directory)
         self.board = Board(directory / "work")
         self.agent = Agent("d", self.connector, deploy(self.connector, None), patience)
+        # A job that ends when the file is there.
+        self.go = directory / "go"
+        self.job = fake_job(f"until={self.go}")
 
     def submissions(self) -> int:
         return sum("run" in arguments for arguments in self.connector.arguments)
@@ -76,20 +79,20 @@ def test_a_job_behind_a_link(far: Far) -> None:
 
 
 def test_a_cut_link_costs_nothing(far: Far) -> None:
-    """Down for three attempts in the middle of the job, which has ended by then."""
-    job = fake_job("sleep=0.5")
+    """Down for three attempts in the middle of the job, which ends meanwhile."""
 
     def cut() -> None:
         far.board.measuring()
         far.connector.cut(down_for=3)
+        far.go.touch()
 
     thread = later(cut)
-    record = far.agent.run(job)
+    record = far.agent.run(far.job)
     thread.join()
     assert record.status == "ok"
     assert (far.submissions(), far.connector.attempts) == (2, 4)
     assert len(list(far.board.spool.glob("*.record"))) == 1
-    assert far.agent.run(job) == record
+    assert far.agent.run(far.job) == record
 
 
 def test_a_link_that_breaks_all_the_time(far: Far) -> None:
@@ -120,11 +123,11 @@ def test_a_link_that_stays_away(tmp_path: Path) -> None:
 
     thread = later(cut)
     with pytest.raises(LinkLost, match=r"^d: no link within 0.5 s \(d: no route to host\)$") as caught:
-        far.agent.run(fake_job("sleep=0.5"))
+        far.agent.run(far.job)
     thread.join()
     assert "--resume" in caught.value.hint
-    next_one = Far(tmp_path)
-    assert next_one.agent.run(fake_job("sleep=0.5")).status == "ok"
+    far.go.touch()
+    assert Far(tmp_path).agent.run(far.job).status == "ok"
     assert len(list(far.board.spool.glob("*.record"))) == 1
 
 
@@ -136,9 +139,10 @@ def test_a_board_that_stays_away_is_power_cycled(tmp_path: Path) -> None:
         far.connector.cut(down_for=10**12)
         eventually((tmp_path / "power cycled").exists)
         far.connector.down_for = 0
+        far.go.touch()
 
     thread = later(cut)
-    record = far.agent.run(fake_job("sleep=0.5"))
+    record = far.agent.run(far.job)
     thread.join()
     assert record.status == "ok"
     assert "was power-cycled" in record.warnings[-1]
@@ -180,16 +184,15 @@ def test_a_link_that_breaks_at_once_each_time(far: Far, monkeypatch: pytest.Monk
 
 
 def test_a_board_that_reboots(far: Far) -> None:
-    job = fake_job("sleep=0.3")
-
     def reboot() -> None:
         far.board.measuring()
         far.connector.boot_id = "second"
         far.connector.cut(down_for=1)
         far.board.kill_everything()
+        far.go.touch()
 
     thread = later(reboot)
-    record = far.agent.run(job)
+    record = far.agent.run(far.job)
     thread.join()
     assert record.status == "ok"
 
@@ -198,9 +201,10 @@ def test_a_killed_follower_is_not_the_job(far: Far) -> None:
     def kill() -> None:
         far.board.measuring()
         far.connector.started[-1].process.kill()
+        far.go.touch()
 
     thread = later(kill)
-    record = far.agent.run(fake_job("sleep=0.5"))
+    record = far.agent.run(far.job)
     thread.join()
     assert record.status == "ok"
     assert far.submissions() == 2
@@ -406,18 +410,20 @@ def control(directory: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(900)
 def test_both_ends_killed_twenty_times(tmp_path: Path) -> None:
     """Controllers and followers, at random moments: every job has one record, and nothing is left."""
     chance, board = random.Random(20), Board(tmp_path / "work")
     hit = 0
-    for _ in range(KILLS):
+    for number in range(KILLS):
         controller = os.fork()
         if controller == 0:
             with contextlib.suppress(BaseException):
                 control(tmp_path)
             os._exit(0)
-        time.sleep(chance.uniform(0.1, 1.2))
+        if number % 2:
+            writes_or_ends(controller, tmp_path / "results" / "records.jsonl")
+        time.sleep(chance.uniform(0.0, 0.4) if number % 2 else chance.uniform(0.1, 1.2))
         if chance.random() < 0.5:
             for pid in board.processes():
                 with contextlib.suppress(ProcessLookupError):

@@ -123,12 +123,17 @@ def test_plan_prints_the_bound(sandbox: Sandbox) -> None:
 
 @contextmanager
 def hogs() -> Iterator[None]:
-    """A busy loop pinned to every CPU, two where there is one, as `yes > /dev/null` would be."""
-    code = "import os, sys\nos.sched_setaffinity(0, {int(sys.argv[1])})\nwhile True: pass"
+    """A busy loop pinned to every CPU, two where there is one, as `yes > /dev/null` would be. All run."""
+    code = "import os, sys\nos.sched_setaffinity(0, {int(sys.argv[1])})\nprint('up', flush=True)\n"
+    code += "while True: pass"
     cpus = sorted(os.sched_getaffinity(0))
     pinned = cpus if len(cpus) > 1 else cpus * 2
-    started = [subprocess.Popen([sys.executable, "-c", code, str(cpu)]) for cpu in pinned]
+    commands = [[sys.executable, "-c", code, str(cpu)] for cpu in pinned]
+    started = [subprocess.Popen(command, stdout=subprocess.PIPE) for command in commands]
     try:
+        for process in started:
+            assert process.stdout is not None
+            assert process.stdout.readline() == b"up\n"
         yield
     finally:
         for process in started:
@@ -155,7 +160,6 @@ def test_a_cpu_hog_started_mid_sweep_is_marked_and_its_runs_repeated(
         while lines() < 2 and running.poll() is None and time.monotonic() < deadline:
             time.sleep(0.01)
         with hogs():
-            time.sleep(0.3)
             first = lines() + 1
             out, err = running.communicate(timeout=200)
     finally:

@@ -129,7 +129,7 @@ def test_all_errors_of_file_and_options_at_once() -> None:
         "s.yaml:2: threads: expected whole numbers from 1 up, got 0",
         's.yaml:3: replicates: expected an integer, got "many"',
         "s.yaml:4: preset: expected published-4b, published-21b, limited-4b, limited-4b-small-context, "
-        'limited-21b, cache-sizes-4b, quick or versus-llama-cpp, got "fast"',
+        'limited-21b, cache-sizes-4b, quick, versus-llama-cpp or versus-llama-cpp-21b, got "fast"',
         's.yaml:5: kv_type: expected f16 or f32, got "q8"',
         '--engines: expected names of engines, such as sbr,llama-bench, got "sbr,v llm"',
         '--sparse-ffn: expected on, off, auto or several of them, got "maybe"',
