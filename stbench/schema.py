@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from stbench.agent import wire
-from stbench.tables.reporting import write_atomically
+from stbench.atomic import write_atomically
 
 # Fields whose values are one of a list.
 _CHOICES: dict[tuple[type, str], Sequence[str]] = {

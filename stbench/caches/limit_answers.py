@@ -16,7 +16,7 @@ from stbench import errors
 from stbench.agent.wire import RunRecord
 from stbench.caches.find_limit import MIB, Edge, Found, Outcome, Resolution, size_text
 from stbench.campaigns.live import tokens_per_s
-from stbench.tables.table import count, number
+from stbench.wording import count, number
 
 # What a reason in the table and in the log may take; the sentences have all of it.
 _SHORT = 110

@@ -29,7 +29,7 @@ from stbench.records.store import Store
 from stbench.sweeps.plan import Plan, build_plan
 from stbench.sweeps.prepare import Prepared
 from stbench.sweeps.sweep import Sweep
-from stbench.tables.table import clean
+from stbench.wording import clean
 
 _GO_ON = "the same command with this --campaign goes on"
 

@@ -21,7 +21,7 @@ from stbench.charts import (
 )
 from stbench.charts.kinds import Drawn, Kind, Request
 from stbench.charts.results import Results, results_of
-from stbench.tables.table import clean
+from stbench.wording import clean
 
 _OURS = str(Path(__file__).parents[1])
 

@@ -24,8 +24,8 @@ from stbench.tables.table import (
     THROTTLED,
     VOID,
     Cell,
-    count,
 )
+from stbench.wording import count
 
 # A case's key columns, with the workload in its parts.
 KEYS = (*(key for key in CASE if key != "workload"), "n_prompt", "n_gen", "n_depth")

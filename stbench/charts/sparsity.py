@@ -17,7 +17,8 @@ from stbench.charts.results import Results
 from stbench.charts.series import MOST_LINES, mark_meanings
 from stbench.charts.sheet import GHOST, Key, Panel, name_axes, sheet
 from stbench.charts.style import RC, THEMES, Stroke, legible, strokes
-from stbench.tables.table import SYNTHETIC, count
+from stbench.tables.table import SYNTHETIC
+from stbench.wording import count
 
 # What decides which neurons are active: the weights, the tokens, and which experts are used. Not the machine.
 _KEYS = ("model", "digest", "n_prompt", "n_gen", "n_depth", "seed", "routing")

@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties, findfont, get_font
 from matplotlib.textpath import text_to_path
 
-from stbench.tables.table import clean
+from stbench.wording import clean
 
 # Okabe and Ito's palette: told apart with every common kind of colour blindness; bars carry names, lines
 # markers.

@@ -13,7 +13,7 @@ from stbench.charts.lineplot import Drawing, base_captions, draw_line, headroom,
 from stbench.charts.series import Line, Point
 from stbench.charts.sheet import Key
 from stbench.charts.style import Stroke
-from stbench.tables.table import count
+from stbench.wording import count
 
 _FREE = ("threads_requested", "cpus")
 

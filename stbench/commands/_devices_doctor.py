@@ -69,7 +69,7 @@ def run(args: argparse.Namespace) -> int:
         why = str(error).removeprefix(f"{name}: ") + (f" (try: {error.hint})" if error.hint else "")
         stderr_console().print(f"{name}: not examined: {why}", markup=False, soft_wrap=True)
     if args.bundle is not None and any(one.meta is not None for one in examined):
-        from stbench.tables.reporting import write_atomically
+        from stbench.atomic import write_atomically
 
         write_atomically(args.bundle, examination.bundle(examined))
         stderr_console(quiet=args.quiet).print(

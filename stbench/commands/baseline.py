@@ -132,7 +132,7 @@ def _show(args: argparse.Namespace, made: Baseline) -> None:
     from rich.table import Table
 
     from stbench.console import print_json, stdout_console
-    from stbench.tables.table import clean
+    from stbench.wording import clean
 
     summary = _summary(made)
     if args.json:

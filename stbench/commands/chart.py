@@ -63,11 +63,11 @@ def register(subparsers: Subparsers) -> None:
 def run(args: argparse.Namespace) -> int:
     """Draws one kind or all, and writes the files."""
     from stbench import charts
+    from stbench.atomic import write_atomically
     from stbench.console import complain, stderr_console
     from stbench.errors import EXIT_DEFECT, EXIT_OK, UsageError
     from stbench.records import store
     from stbench.tables import stamps
-    from stbench.tables.reporting import write_atomically
 
     log = stderr_console(quiet=args.quiet)
     names = [kind.name for kind in charts.KINDS]

@@ -116,10 +116,10 @@ def _devices(args: argparse.Namespace) -> list[Device]:
 def _report(args: argparse.Namespace, baseline: Baseline, findings: list[Finding], notes: list[str]) -> int:
     import sys
 
+    from stbench.atomic import write_atomically
     from stbench.console import print_json, stdout_console
     from stbench.gate import judging, outputs, summary
     from stbench.tables import render
-    from stbench.tables.reporting import write_atomically
 
     fails = args.on_inconclusive == "fail"
     code = judging.exit_code(findings, inconclusive_fails=fails)

@@ -54,12 +54,12 @@ def register(subparsers: Subparsers) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Reads, selects, writes."""
+    from stbench.atomic import write_atomically
     from stbench.console import print_json, stderr_console
     from stbench.errors import CellsFailed, UsageError
     from stbench.exchange import formats, selection
     from stbench.exchange.anonymised import anonymised
     from stbench.records import store
-    from stbench.tables.reporting import write_atomically
 
     chosen = formats.FORMATS[args.to]
     if args.out is None and (args.json or args.to == "parquet"):

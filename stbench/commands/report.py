@@ -45,13 +45,13 @@ def register(subparsers: Subparsers) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Reads, makes the page, writes it; or tells whether a written one is of these records."""
+    from stbench.atomic import write_atomically
     from stbench.comparison import noise
     from stbench.console import complain, print_json, stderr_console
     from stbench.errors import EXIT_DEFECT, EXIT_OK
     from stbench.report.reading import read_given
     from stbench.report.report import report_html
     from stbench.tables import stamps
-    from stbench.tables.reporting import write_atomically
 
     log = stderr_console(quiet=args.quiet)
     ratio_to = published_pairs(args.ratio_to)

@@ -164,6 +164,6 @@ def _table(title: str, *text_columns: str) -> Table:
 
 
 def _rate(rate: Rate) -> str:
-    from stbench.tables.table import clean
+    from stbench.wording import clean
 
     return f"{rate.gb_per_s:.2f}" if rate.gb_per_s is not None else clean(rate.detail, 80)

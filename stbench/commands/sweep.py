@@ -185,7 +185,7 @@ def measure(
     from stbench.campaigns.description import description
     from stbench.campaigns.references import References
     from stbench.records.store import Store, read_records
-    from stbench.tables.table import count
+    from stbench.wording import count
 
     directory = args.results / campaign
     with Store.open(directory) as store:

@@ -28,7 +28,7 @@ from stbench.errors import CellsFailed, InputError
 from stbench.records.disturbance import same_bandwidth
 from stbench.records.sides import Side
 from stbench.tables import cells
-from stbench.tables.table import count
+from stbench.wording import count
 
 # The default threshold: the smallest change that matters, as a share.
 THRESHOLD = 0.02

@@ -10,7 +10,7 @@ import pandas as pd
 from stbench.errors import InputError, UsageError
 from stbench.records.limited_columns import LIMITED
 from stbench.records.sides import Side
-from stbench.tables.table import clean
+from stbench.wording import clean
 
 METRICS = {"decode_tps": "decode, tokens/s", "prefill_tps": "prefill, tokens/s"}
 

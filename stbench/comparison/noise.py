@@ -30,7 +30,7 @@ from stbench.comparison.inference import FEWEST, Floats
 from stbench.errors import InputError, StoreError
 from stbench.paths import cache_dir
 from stbench.records.sides import Side
-from stbench.tables.table import clean
+from stbench.wording import clean
 
 FILE = "noise.jsonl"
 

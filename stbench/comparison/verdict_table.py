@@ -9,7 +9,8 @@ from typing import Any
 from stbench.comparison.compare import Comparison, Comparisons, Sample
 from stbench.comparison.inference import FEWEST, INCONCLUSIVE, MOST_REPETITIONS
 from stbench.comparison.matching import METRICS
-from stbench.tables.table import Cell, Column, Row, Table, clean, count, number
+from stbench.tables.table import Cell, Column, Row, Table
+from stbench.wording import clean, count, number
 
 _COLUMNS = (
     Column("case", "Case", "label"),

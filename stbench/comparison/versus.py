@@ -24,7 +24,8 @@ from stbench.errors import InputError
 from stbench.models.catalogue import STANDARD_SUFFIX
 from stbench.records.limited_columns import LIMITED
 from stbench.records.sides import Side
-from stbench.tables.table import Cell, Column, Row, Table, clean, number
+from stbench.tables.table import Cell, Column, Row, Table
+from stbench.wording import clean, number
 
 MET, NOT_MET, UNDECIDED = "met", "not met", "inconclusive"
 

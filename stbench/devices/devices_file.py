@@ -9,9 +9,9 @@ from pathlib import Path
 
 import yaml
 
+from stbench.atomic import write_atomically
 from stbench.devices.inventory import Device, Inventory, parse_inventory
 from stbench.errors import InputError, InventoryError
-from stbench.tables.reporting import write_atomically
 from stbench.yamlfile import printable
 
 

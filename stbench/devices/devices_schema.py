@@ -15,10 +15,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from stbench.atomic import write_atomically
 from stbench.devices.device_entry import DeviceEntry
 from stbench.devices.engine_entries import ExternalEntry, LlamaBenchEntry, ReadingEntry
 from stbench.devices.engine_names import LLAMA_BENCH
-from stbench.tables.reporting import write_atomically
 
 NAME = "devices.schema.json"
 

@@ -22,7 +22,7 @@ from stbench.gate.thresholds import METRICS
 from stbench.records.frame import COLUMNS
 from stbench.records.sides import Side
 from stbench.records.store import write_text
-from stbench.tables.table import clean
+from stbench.wording import clean
 
 VERSION = 1
 

@@ -17,7 +17,7 @@ from stbench.errors import EXIT_CELLS_FAILED, EXIT_INCONCLUSIVE, EXIT_OK, EXIT_R
 from stbench.gate.thresholds import METRICS, Metric, Thresholds, floor_for
 from stbench.records.sides import Side
 from stbench.tables import cells
-from stbench.tables.table import clean
+from stbench.wording import clean
 
 IMPROVED, REGRESSED = inference.IMPROVED, inference.REGRESSED
 UNCHANGED, INCONCLUSIVE = inference.UNCHANGED, inference.INCONCLUSIVE

@@ -7,7 +7,7 @@ from xml.etree import ElementTree
 
 from stbench.gate.judging import FAILED, INCONCLUSIVE, REGRESSED, Finding, ordered
 from stbench.gate.summary import named, sentence
-from stbench.tables.table import clean
+from stbench.wording import clean
 
 
 def junit(findings: Sequence[Finding], *, inconclusive_fails: bool) -> str:

@@ -13,7 +13,8 @@ from stbench.gate.baseline_file import Baseline
 from stbench.gate.judging import FAILED, IMPROVED, INCONCLUSIVE, REGRESSED, UNCHANGED, Finding, ordered
 from stbench.gate.thresholds import Metric
 from stbench.tables import render
-from stbench.tables.table import Cell, Column, Row, Table, clean, count, number
+from stbench.tables.table import Cell, Column, Row, Table
+from stbench.wording import clean, count, number
 
 _COLUMNS = (
     Column("case", "Case", "label"),

@@ -27,7 +27,7 @@ from stbench.gate.thresholds import METRICS
 from stbench.records import store
 from stbench.records.sides import read_side, split
 from stbench.tables import cells
-from stbench.tables.table import clean, count, number
+from stbench.wording import clean, count, number
 
 
 def take(results: Sequence[str], *, allow_disturbed: bool = False) -> tuple[Baseline, list[str]]:

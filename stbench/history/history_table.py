@@ -10,7 +10,8 @@ from stbench.comparison.matching import METRICS
 from stbench.comparison.verdict_table import ratio_text
 from stbench.history.changes import FEWEST_POINTS, Change, measured
 from stbench.history.points import Point, Series
-from stbench.tables.table import Cell, Column, Row, Table, clean, count, number
+from stbench.tables.table import Cell, Column, Row, Table
+from stbench.wording import clean, count, number
 
 _COLUMNS = (
     Column("campaign", "Campaign", "label"),

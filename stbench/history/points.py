@@ -11,7 +11,7 @@ import pandas as pd
 from stbench.comparison.intervals import Estimate, median_estimate
 from stbench.comparison.matching import CONDITIONS, NAMES
 from stbench.tables import cells
-from stbench.tables.table import clean
+from stbench.wording import clean
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from typing import Protocol
 
 from stbench.agent.wire import RunRecord, to_json
-from stbench.tables.table import clean
+from stbench.wording import clean
 
 
 class Claim(Protocol):

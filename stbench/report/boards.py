@@ -13,7 +13,8 @@ from stbench.agent.wire import CpuCluster, DeviceFacts
 from stbench.doctor.findings import SEVERITIES, Finding
 from stbench.report.markup import Markup, element, joined
 from stbench.report.texts import decimal, mib, text
-from stbench.tables.table import TIMES, count
+from stbench.tables.table import TIMES
+from stbench.wording import count
 
 _MOST_FINDINGS = 100
 

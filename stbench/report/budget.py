@@ -15,7 +15,7 @@ import pandas as pd
 from stbench.agent.wire import RunRecord
 from stbench.report.details import Pool, detail, summary
 from stbench.report.markup import json_text
-from stbench.tables.table import count
+from stbench.wording import count
 
 # Numbers per series of samples and of telemetry, finest first. Below 24 a timeline shows nothing.
 LEVELS = ((192, 96), (96, 48), (64, 32), (48, 24))

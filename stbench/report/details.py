@@ -16,7 +16,7 @@ from stbench.agent.wire import RunRecord, Timeline
 from stbench.records.frame import affinity_label
 from stbench.report.texts import LIMIT, decimal, finite, mib, moment, rate, text
 from stbench.report.thinning import thinned
-from stbench.tables.table import clean
+from stbench.wording import clean
 
 # Group -> what its values are called. "Settings" has triples instead: name, requested, effective.
 GROUPS: tuple[tuple[str, tuple[str, ...]], ...] = (

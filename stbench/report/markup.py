@@ -9,7 +9,7 @@ import html
 import json
 from typing import Any
 
-from stbench.tables.table import clean
+from stbench.wording import clean
 
 # Longer texts than a note of a table are nobody's sentences.
 TEXT_LIMIT = 2000

@@ -19,7 +19,7 @@ from stbench.report.difference import Difference
 from stbench.report.markup import Markup, data_block, element, joined
 from stbench.report.pictures import Picture
 from stbench.report.verdict import Verdict
-from stbench.tables.table import count
+from stbench.wording import count
 
 # What a kind of sentence looks like, and is called for those who do not see it.
 _SIGNS = {

@@ -12,7 +12,7 @@ from stbench.records import store
 from stbench.report.boards import recorded_findings
 from stbench.report.report import Given
 from stbench.tables import stamps
-from stbench.tables.table import count
+from stbench.wording import count
 
 # Beside records.jsonl: what `stbench devices doctor --json` printed.
 DOCTOR = "doctor.json"

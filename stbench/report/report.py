@@ -25,7 +25,8 @@ from stbench.report.pictures import Picture, data_uri, page_size, within
 from stbench.report.verdict import Verdict
 from stbench.tables import grid, notes
 from stbench.tables.html import grid_html
-from stbench.tables.table import Cell, Column, Row, Table, clean, count
+from stbench.tables.table import Cell, Column, Row, Table
+from stbench.wording import clean, count
 
 # Bytes of the whole page, of which charts may take at most their part.
 PAGE_BYTES = 1_950_000

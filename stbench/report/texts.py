@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 
-from stbench.tables.table import clean
+from stbench.wording import clean
 
 # A text of a record in the page: long enough for a label or a reason.
 LIMIT = 240

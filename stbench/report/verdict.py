@@ -11,7 +11,8 @@ import pandas as pd
 
 from stbench.agent.wire import DeviceFacts
 from stbench.tables.notes import device_sentence
-from stbench.tables.table import TIMES, Cell, Table, clean, count
+from stbench.tables.table import TIMES, Cell, Table
+from stbench.wording import clean, count
 
 FACT, GOOD, CAUTION, BAD = "fact", "good", "caution", "bad"
 

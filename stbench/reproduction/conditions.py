@@ -14,7 +14,7 @@ from stbench.reproduction.published_cells import PublishedCell
 from stbench.sweeps.plan import Plan
 from stbench.sweeps.presets import CACHE_WARMUP_TOKENS, PUBLISHED_PROMPT_TOKENS
 from stbench.tables.limited_grid import GIB, published_limit
-from stbench.tables.table import clean, count
+from stbench.wording import clean, count
 
 PUBLISHED_GEN_TOKENS = 256
 PUBLISHED_WEIGHTS = "q4_0"

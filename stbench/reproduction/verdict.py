@@ -12,7 +12,8 @@ from stbench.records.frame import to_frame
 from stbench.reproduction.conditions import same_machine
 from stbench.reproduction.published_cells import PublishedCell
 from stbench.tables.cells import is_wrong, undisturbed
-from stbench.tables.table import TIMES, clean, number
+from stbench.tables.table import TIMES
+from stbench.wording import clean, number
 
 REPRODUCED = "reproduced"
 FASTER = "faster"

@@ -25,10 +25,9 @@ from stbench.tables.table import (
     VOID,
     WRONG,
     Cell,
-    clean,
     join_marks,
-    number,
 )
+from stbench.wording import clean, number
 
 WRONG_OUTPUT = "wrong-output"
 

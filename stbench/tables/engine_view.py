@@ -14,7 +14,8 @@ import pandas as pd
 from stbench import yamlfile
 from stbench.agent.wire import RunRecord
 from stbench.errors import UsageError
-from stbench.tables.table import Cell, Column, Row, Table, clean
+from stbench.tables.table import Cell, Column, Row, Table
+from stbench.wording import clean
 
 ALL = "all"
 FASTEST = "fastest"

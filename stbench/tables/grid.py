@@ -31,19 +31,8 @@ from stbench.sweeps.sweep import ENGINE, switches_label
 from stbench.tables import cells, engine_view, limited_grid, merging, notes, published
 from stbench.tables.merging import CONDITION
 from stbench.tables.published import PublishedRow, PublishedTable
-from stbench.tables.table import (
-    ELSEWISE,
-    NO_ENGINE,
-    NO_LIMIT,
-    TIMES,
-    Cell,
-    Column,
-    Row,
-    Table,
-    clean,
-    join_marks,
-    number,
-)
+from stbench.tables.table import ELSEWISE, NO_ENGINE, NO_LIMIT, TIMES, Cell, Column, Row, Table, join_marks
+from stbench.wording import clean, number
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -12,7 +12,8 @@ import html
 from collections.abc import Callable, Iterable, Sequence
 
 from stbench.tables.proof import proof
-from stbench.tables.table import MEANINGS, Cell, Column, Row, Table, clean
+from stbench.tables.table import MEANINGS, Cell, Column, Row, Table
+from stbench.wording import clean
 
 # Table, row, column, cell -> where the cell's records are; "" for nowhere.
 Link = Callable[[Table, Row, Column, Cell], str]

@@ -11,7 +11,8 @@ import re
 import unicodedata
 from collections.abc import Iterable, Sequence
 
-from stbench.tables.table import Cell, Column, Row, Table, clean
+from stbench.tables.table import Cell, Column, Row, Table
+from stbench.wording import clean
 
 _SPECIAL = {
     "\\": r"\textbackslash{}",

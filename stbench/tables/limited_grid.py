@@ -14,7 +14,8 @@ from stbench.records import storage_bound
 from stbench.records.limited_columns import LIMITED
 from stbench.sweeps.limited import COLD
 from stbench.tables import cells
-from stbench.tables.table import Cell, Column, clean, number
+from stbench.tables.table import Cell, Column
+from stbench.wording import clean, number
 
 GIB = 1 << 30
 # Behind a compute rate that the run itself says, for want of an unlimited partner.

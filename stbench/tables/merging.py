@@ -16,7 +16,7 @@ import pandas as pd
 
 from stbench.comparison.intervals import median_estimate
 from stbench.tables import cells, limited_grid
-from stbench.tables.table import clean, count, number
+from stbench.wording import clean, count, number
 
 # What all cells of a column share, beside device and engine.
 CONDITION = (

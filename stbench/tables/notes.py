@@ -13,7 +13,8 @@ from stbench.devices.engine_names import is_program
 from stbench.tables import published
 from stbench.tables.cells import is_wrong
 from stbench.tables.merging import Taken
-from stbench.tables.table import ELSEWISE, TIMES, clean, count
+from stbench.tables.table import ELSEWISE, TIMES
+from stbench.wording import clean, count
 
 # Behind a case whose disturbed replicates were all run again, to no avail.
 AGAIN = "*"

@@ -14,7 +14,7 @@ from stbench.charts.kinds import Drawn, Kind, Request
 from stbench.errors import UsageError
 from stbench.tables import stamps
 from stbench.tables.pages import Made, Picture, Source
-from stbench.tables.table import clean
+from stbench.wording import clean
 
 ALL = "all"
 

@@ -20,10 +20,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from stbench.atomic import write_atomically
 from stbench.errors import InputError, UsageError
 from stbench.tables import stamps
-from stbench.tables.reporting import write_atomically
-from stbench.tables.table import clean
+from stbench.wording import clean
 
 _MARKER = re.compile(r" {0,3}<!--[ \t]*grid:[ \t]*(begin|end)\b(.*?)-->[ \t]*")
 _FENCE = re.compile(r" {0,3}(`{3,}|~{3,})")

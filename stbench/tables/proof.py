@@ -5,7 +5,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from stbench.tables.table import Cell, Table, clean
+from stbench.tables.table import Cell, Table
+from stbench.wording import clean
 
 _HEADER = (
     "Cell",

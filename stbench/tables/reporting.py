@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from stbench.agent.wire import RunRecord
+from stbench.atomic import write_atomically
 from stbench.charts.kinds import file_stem
 from stbench.charts.speed import speed_figure
 from stbench.charts.style import THEMES, png_bytes, svg_bytes
@@ -44,19 +43,3 @@ def write_tables(
         files[f"{stem}.png"] = png_bytes(figure)
     out_dir.mkdir(parents=True, exist_ok=True)
     return [write_atomically(out_dir / name, data) for name, data in files.items()]
-
-
-def write_atomically(path: Path, data: bytes) -> Path:
-    """Replaces ``path`` by a complete file with ``data`` and returns it; one that was there keeps its mode.
-    On OSError the old file stays."""
-    mode = path.stat().st_mode & 0o777 if path.exists() else 0o644
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as out:
-            out.write(data)
-        os.chmod(name, mode)
-        os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
-    return path

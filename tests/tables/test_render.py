@@ -18,7 +18,8 @@ from rich.console import Console
 from stbench.agent.wire import RunRecord
 from stbench.tables import render
 from stbench.tables.grid import build_tables, render_grid
-from stbench.tables.table import MEANINGS, clean, number
+from stbench.tables.table import MEANINGS
+from stbench.wording import clean, number
 from tests.tables.factory import record, table_4b
 
 GOLDEN = Path(__file__).parent / "golden_table.md"

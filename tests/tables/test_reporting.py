@@ -11,8 +11,8 @@ import pytest
 from stbench import cli
 from stbench.agent import wire
 from stbench.agent.wire import RunRecord
-from stbench.tables import reporting
-from stbench.tables.reporting import write_atomically, write_reports
+from stbench.atomic import write_atomically
+from stbench.tables.reporting import write_reports
 from tests.tables.factory import record, table_4b
 
 NAMES = [
@@ -52,7 +52,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.
     def refuse(*_: object) -> None:
         raise OSError("no")
 
-    monkeypatch.setattr(reporting.os, "replace", refuse)
+    monkeypatch.setattr(os, "replace", refuse)
     with pytest.raises(OSError, match="no"):
         write_atomically(path, b"new")
     assert path.read_bytes() == b"old"

@@ -1,0 +1,19 @@
+"""Words and numbers as people read them, in tables, messages and pages."""
+
+
+def clean(text: str, limit: int = 200) -> str:
+    """Text that came from a device, on one line, without control or direction characters, at most ``limit``
+    characters long."""
+    printable = "".join(c if c.isprintable() else " " for c in text[: 4 * limit])
+    flat = " ".join(printable.split())
+    return flat if len(flat) <= limit else flat[: limit - 1] + "…"
+
+
+def number(value: float) -> str:
+    """As the published tables write speeds: two decimals, one from 100 up."""
+    return f"{value:.1f}" if value >= 99.995 else f"{value:.2f}"
+
+
+def count(n: int, noun: str) -> str:
+    """``1 record``, ``2 records``."""
+    return f"{n} {noun}" if n == 1 else f"{n} {noun}s"
