@@ -12,11 +12,13 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
+from pathlib import Path
 
 import stbench
 from stbench import errors
 from stbench.commands import COMMANDS, GROUPS, Help, Parser
 from stbench.console import complain
+from stbench.paths import instead_of
 
 # Optional packages -> the extra that brings them.
 EXTRAS = {
@@ -91,7 +93,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_BROKEN_PIPE
     except OSError as error:
-        complain(_os_error_sentence(error), "")
+        missing = isinstance(error, FileNotFoundError) and isinstance(error.filename, str)
+        complain(_os_error_sentence(error), instead_of(Path(error.filename)) if missing else "")
         return errors.EXIT_USAGE
     except Exception:
         traceback.print_exc()

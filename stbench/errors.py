@@ -8,6 +8,9 @@ EXIT_CODES.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
+
+from stbench.paths import instead_of
 
 EXIT_OK = 0
 EXIT_REGRESSION = 1
@@ -68,6 +71,12 @@ class ModelError(StbenchError):
 
 class InputError(StbenchError):
     """A file that was given to read is missing, unreadable or not what it should be."""
+
+
+def unreadable(path: Path, error: OSError) -> InputError:
+    """What to raise for a file that was given and could not be opened, read or written."""
+    hint = instead_of(path) if isinstance(error, FileNotFoundError) else ""
+    return InputError(f"{path}: {error.strerror or error}", hint=hint)
 
 
 class StoreError(StbenchError):

@@ -1,4 +1,5 @@
-"""Where this machine keeps what can be made again: models, references, builds, the local work directory."""
+"""Where this machine keeps what can be made again - models, references, builds, the local work directory -
+and what a path that leads nowhere may have meant."""
 
 from __future__ import annotations
 
@@ -16,3 +17,20 @@ def cache_dir() -> Path:
     path = base / "stbench"
     path.mkdir(parents=True, exist_ok=True)
     return path
+
+
+def instead_of(path: Path) -> str:
+    """Where ``path`` stops existing and what lies there under a similar name, as a hint; "" where neither can
+    be told."""
+    import difflib
+
+    here = path
+    while not here.parent.exists():
+        here = here.parent
+    try:
+        near = difflib.get_close_matches(here.name, os.listdir(here.parent), n=1, cutoff=0.6)
+    except OSError:
+        return ""
+    if near:
+        return f"did you mean {here.parent / near[0]}?"
+    return f"there is no {here.name} in {here.parent.resolve()}" if here != path else ""

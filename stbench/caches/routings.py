@@ -20,7 +20,7 @@ import numpy as np
 
 from stbench.agent import routing
 from stbench.agent.routing import Routing, RoutingError
-from stbench.errors import InputError, UsageError
+from stbench.errors import InputError, UsageError, unreadable
 
 KINDS = ("uniform", "hot")
 
@@ -44,7 +44,7 @@ def load(path: Path) -> Routing:
         hint = "`stbench routing import` reads logs of other tools (CSV, JSON Lines)" if foreign else ""
         raise InputError(str(error), hint=hint) from error
     except OSError as error:
-        raise InputError(f"{path}: {error.strerror}") from error
+        raise unreadable(path, error) from error
 
 
 def file_digest(path: Path) -> str:
@@ -52,7 +52,7 @@ def file_digest(path: Path) -> str:
     try:
         return hashlib.sha256(path.read_bytes()).hexdigest()
     except OSError as error:
-        raise InputError(f"{path}: {error.strerror}") from error
+        raise unreadable(path, error) from error
 
 
 def save(path: Path, trace: Routing) -> None:
@@ -62,7 +62,7 @@ def save(path: Path, trace: Routing) -> None:
     except RoutingError as error:
         raise InputError(f"{path}: {error}") from error
     except OSError as error:
-        raise InputError(f"{path}: {error.strerror}") from error
+        raise unreadable(path, error) from error
 
 
 # ---- synthetic ones ----
@@ -169,7 +169,7 @@ def import_log(path: Path, n_expert: int = 0, model: str = "") -> Routing:
         with path.open(encoding="utf-8-sig", newline="") as file:
             sets = _collect(path, file)
     except OSError as error:
-        raise InputError(f"{path}: {error.strerror}") from error
+        raise unreadable(path, error) from error
     except UnicodeDecodeError:
         raise InputError(f"{path}: not text in UTF-8, so neither CSV nor JSON Lines") from None
     if not sets:

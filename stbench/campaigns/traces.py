@@ -16,7 +16,7 @@ from stbench.agent.routing import SUFFIX
 from stbench.agent.wire import JobSpec, RoutingTrace, RunRecord, TimelineTrace
 from stbench.caches import routings
 from stbench.connectors.base import Connector
-from stbench.errors import InputError, StoreError
+from stbench.errors import StoreError, unreadable
 
 # Where recorded traces lie, beside the records.
 FOLDER = "routing"
@@ -38,7 +38,7 @@ def trace_of(path: Path) -> Trace:
     try:
         return Trace(path, hashlib.sha256(path.read_bytes()).hexdigest())
     except OSError as error:
-        raise InputError(f"{path}: {error.strerror}") from error
+        raise unreadable(path, error) from error
 
 
 def path_on(connector: Connector, digest: str) -> str:

@@ -237,9 +237,9 @@ def _chart(args: argparse.Namespace, timeline: Timeline, found: list[Token]) -> 
 
 
 def _write(path: Path, data: bytes) -> None:
-    from stbench.errors import InputError
+    from stbench.errors import unreadable
 
     try:
         path.write_bytes(data)
     except OSError as error:
-        raise InputError(f"{path}: {error.strerror}") from error
+        raise unreadable(path, error) from error

@@ -315,7 +315,7 @@ def _print(
 def _plot(path: Path, points: list[Point], measured: list[Measured], about: dict[str, Any]) -> None:
     from stbench import charts
     from stbench.caches import cache_chart, cache_tables
-    from stbench.errors import InputError
+    from stbench.errors import unreadable
 
     title = "Cache of experts" + (f", {about['model']}" if about["model"] else "")
     figure = cache_chart.cache_figure(points, measured, title, cache_tables.heading(about))
@@ -323,4 +323,4 @@ def _plot(path: Path, points: list[Point], measured: list[Measured], about: dict
     try:
         path.write_bytes(data)
     except OSError as error:
-        raise InputError(f"{path}: {error.strerror}") from error
+        raise unreadable(path, error) from error

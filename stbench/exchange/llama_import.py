@@ -20,7 +20,7 @@ from typing import Any
 
 from stbench.agent.wire import Check, Effective, ModelRef, RunRecord, Samples, Settings, Versions, Workload
 from stbench.devices.engine_names import LLAMA_BENCH
-from stbench.errors import InputError
+from stbench.errors import InputError, unreadable
 from stbench.exchange.llama_rows import ORIGINAL
 from stbench.sweeps.sweep import workload_label
 
@@ -66,7 +66,7 @@ def import_llama_bench(path: Path, campaign: str) -> Imported:
         with path.open("rb") as file:
             data = file.read(MAX_BYTES + 1)
     except OSError as error:
-        raise InputError(f"{path}: {error.strerror or error}") from error
+        raise unreadable(path, error) from error
     if len(data) > MAX_BYTES:
         raise InputError(f"{path}: larger than {MAX_BYTES >> 20} MiB, which no llama-bench prints")
     records: list[RunRecord] = []

@@ -15,7 +15,7 @@ import numpy as np
 
 from stbench.agent import timelines
 from stbench.agent.sbr import _abi_timeline as kinds
-from stbench.errors import InputError
+from stbench.errors import InputError, unreadable
 
 NONE = 0xFFFFFFFF
 _DTYPE = np.dtype(
@@ -90,7 +90,7 @@ def load(path: Path) -> Timeline:
     try:
         found = timelines.parse(path.read_bytes())
     except OSError as error:
-        raise InputError(f"{path}: {error.strerror}") from error
+        raise unreadable(path, error) from error
     except ValueError as error:
         raise InputError(f"{path}: {error}") from error
     events = np.frombuffer(found.events, dtype=_DTYPE)

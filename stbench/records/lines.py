@@ -19,7 +19,7 @@ from typing import Any
 
 from stbench.agent import wire
 from stbench.agent.wire import RunRecord
-from stbench.errors import InputError
+from stbench.errors import unreadable
 
 # A record of this status says only that there is no result yet; all others are results, also bad ones.
 UNFINISHED = "cancelled"
@@ -85,7 +85,7 @@ def read_lines(path: Path, *, offset: int = 0, number: int = 0) -> Iterator[Line
                     yield _line(number, offset, data)
                 offset += size
     except OSError as error:
-        raise InputError(f"{path}: {error.strerror or error}") from error
+        raise unreadable(path, error) from error
 
 
 def _skip(file: Any) -> int:

@@ -20,6 +20,7 @@ from typing import Any
 from stbench.agent import wire
 from stbench.agent.wire import RunRecord
 from stbench.errors import BusyError, InputError, StoreError
+from stbench.paths import instead_of
 from stbench.records.lines import UNFINISHED as UNFINISHED
 from stbench.records.lines import Problems, Repetitions, outcome_of, read_lines
 from stbench.records.lines import parse_record as parse_record
@@ -68,8 +69,10 @@ def records_path(path: Path) -> Path:
     Raises :class:`InputError` where there is none."""
     found = path / RECORDS if path.is_dir() else path
     if not found.is_file():
+        hint = "" if path.is_dir() else instead_of(path)
         raise InputError(
-            f"{found}: no such file", hint="name a campaign's directory (results/...) or its records.jsonl"
+            f"{found}: no such file",
+            hint=hint or "name a campaign's directory (results/...) or its records.jsonl",
         )
     return found
 

@@ -21,7 +21,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from stbench.atomic import write_atomically
-from stbench.errors import InputError, UsageError
+from stbench.errors import InputError, UsageError, unreadable
 from stbench.tables import stamps
 from stbench.wording import clean
 
@@ -153,7 +153,7 @@ def read_page(path: Path) -> Page:
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: byte {error.start} is no UTF-8: not a page that can be updated") from None
     except OSError as error:
-        raise InputError(f"{path}: {error.strerror}") from error
+        raise unreadable(path, error) from error
     # str.splitlines would also split at U+2028 and other characters inside a line.
     lines = tuple(re.findall(r"[^\n]*\n|[^\n]+", text))
     return Page(path, lines, _blocks(path, lines))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from stbench.errors import InputError
+from stbench.errors import InputError, unreadable
 
 
 def read_text(path: Path) -> str:
@@ -12,6 +12,6 @@ def read_text(path: Path) -> str:
     try:
         return path.read_bytes().decode("utf-8")
     except OSError as error:
-        raise InputError(f"{path}: {error.strerror}") from error
+        raise unreadable(path, error) from error
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: not UTF-8 text (byte {error.start})") from error

@@ -323,3 +323,18 @@ def test_cache_dir_ignores_a_relative_setting(monkeypatch: pytest.MonkeyPatch, t
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "elsewhere"))
     assert cache_dir() == tmp_path / "elsewhere" / "stbench"
     assert cache_dir().is_dir()
+
+
+def test_a_path_that_leads_nowhere_names_what_is_near(sandbox: Sandbox, tmp_path: Path) -> None:
+    (tmp_path / "results" / "desk-quick").mkdir(parents=True)
+    (tmp_path / "notes.md").write_text("x")
+    said = {
+        ("grid", f"{tmp_path}/results/desk-quik"): f"did you mean {tmp_path}/results/desk-quick?",
+        ("grid", f"{tmp_path}/resluts/desk-quick"): f"did you mean {tmp_path}/results?",
+        ("grid", f"{tmp_path}/elsewhere/records.jsonl"): f"there is no elsewhere in {tmp_path}",
+        ("grid", f"{tmp_path}/q"): "name a campaign's directory (results/...) or its records.jsonl",
+        ("grid", "--check", f"{tmp_path}/note.md"): f"did you mean {tmp_path}/notes.md?",
+    }
+    for words, hint in said.items():
+        code, out, err = sandbox.run(*words)
+        assert (code, out, err.splitlines()[1:]) == (2, "", [f"try: {hint}"]), words
