@@ -190,13 +190,6 @@ def storage_gb_per_s(record: RunRecord) -> float | None:
     return _mean(found.storage_before, found.storage_after) if found is not None else None
 
 
-def one_unit_s(record: RunRecord) -> float | None:
-    """Seconds from asking for one unit to its last byte, nothing else being read; the mean of both sides."""
-    found = record.bracket
-    rate = _mean(found.storage_one_before, found.storage_one_after) if found is not None else None
-    return found.storage_unit_bytes / rate / 1e9 if found is not None and rate else None
-
-
 def _mean(before: Bandwidth | None, after: Bandwidth | None) -> float | None:
     rates = [rate for rate in (gb_per_s(before), gb_per_s(after)) if rate]
     return sum(rates) / len(rates) if len(rates) == 2 else None

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from stbench.agent.wire import Bandwidth, Bracket, LimitProof, MemoryAccount, RunRecord
-from stbench.records.disturbance import judge, one_unit_s
+from stbench.records.disturbance import judge
 from stbench.records.frame import to_frame
 from stbench.records.storage_bound import bound_tps, static_bytes_per_token
 from tests.tables.factory import record
@@ -166,12 +166,3 @@ def test_a_run_whose_disk_moved_is_no_pair_for_its_neighbour_at_another_level() 
         verdict = judge([*others, low])[-1]
         assert verdict.disturbed
         assert verdict.off_level == off_level
-
-
-def test_the_time_of_one_unit() -> None:
-    run = cached(8.0)
-    assert one_unit_s(run) is None
-    assert run.bracket is not None
-    sides = {"storage_one_before": rate(1.0), "storage_one_after": rate(1.0)}
-    probed = dataclasses.replace(run, bracket=dataclasses.replace(run.bracket, **sides))
-    assert one_unit_s(probed) == pytest.approx(0.001990656)
