@@ -17,7 +17,7 @@ from stbench.devices.inventory import Device
 from stbench.errors import BuildError, InventoryError, SweepError
 from stbench.models import catalogue
 from stbench.models.catalogue import STANDARD_SUFFIX
-from stbench.sweeps.sweep import Case
+from stbench.sweeps.sweep import Case, Traits
 
 # llama.cpp computes a prompt in parts of so many tokens unless it is told otherwise, and ours is not told.
 LLAMA_BENCH_BATCH = 512
@@ -26,12 +26,14 @@ LLAMA_BENCH_BATCH = 512
 @dataclass(frozen=True)
 class TargetProgram:
     """A program on a device. ``build`` is the digest of its files there, "" when nobody could read them.
-    ``models`` maps a sweep's model to the one whose file the program runs."""
+    ``models`` maps a sweep's model to the one whose file the program runs; ``sparse`` is what it always
+    skips."""
 
     program: Program
     build: str
     timeout_s: float
     models: Mapping[str, str]
+    sparse: tuple[str, ...] = ()
 
 
 def check_engines(engines: Sequence[str], devices: Sequence[Device]) -> None:
@@ -64,7 +66,7 @@ def programs_of(
         }
         timeout = entry.timeout_s if entry.timeout_s is not None else device.timeout_s
         build = build_digest(entry.program, entry.program.command[0]) if here else ""
-        found[name] = TargetProgram(entry.program, build, timeout, files)
+        found[name] = TargetProgram(entry.program, build, timeout, files, entry.sparse)
     return found
 
 
@@ -125,14 +127,15 @@ def _file_of(device: Device, entry: EngineEntry, model: str) -> str:
     return twin if model not in mapped and twin in catalogue.names() else model
 
 
-def settings_for(program: TargetProgram, asked: Settings, workload: Workload) -> Settings:
-    """What is asked of a program: without the switches that only our runtime has, and for llama-bench with
-    the context and the batch that it takes by itself."""
+def settings_for(program: TargetProgram, file: Traits, asked: Settings, workload: Workload) -> Settings:
+    """What is asked of a program: in place of our runtime's switches what it always skips of such a
+    ``file``, and for llama-bench the context and the batch that it takes by itself."""
     asked = replace(
         asked,
         isa="auto",
-        sparse_ffn=Settings().sparse_ffn,
-        sparse_lm_head=False,
+        sparse_ffn="ffn" in program.sparse and file.relu is not False,
+        sparse_ffn_auto=False,
+        sparse_lm_head="lm_head" in program.sparse and file.predictor is not False,
         lm_head_threshold=0.0,
         requantise_down=False,
     )

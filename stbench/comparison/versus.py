@@ -237,7 +237,7 @@ def ratio_table(found: EngineRatios, ours: str, others: str) -> Table:
             f"d: fewer than {FEWEST_PAIRS} pairs are undisturbed, so that all pairs decide, disturbed ones "
             "included."
         )
-    lines.append(f"Sparse rows stand against the dense row of {others}, which has no sparse one.")
+    lines.append(f"Sparse rows, too, stand against the one row of {others}, which has no such switches.")
     metrics = sorted({METRICS[row.comparison.metric].partition(",")[0] for row in found.rows})
     title = f"{ours} beside {others}: {' and '.join(metrics)}"
     return Table("versus", title, columns, rows, (*lines, *found.notes))

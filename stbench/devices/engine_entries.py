@@ -29,12 +29,14 @@ _OURS = {
 class EngineEntry:
     """A program of devices.yaml. An empty ``program.command[0]`` of llama-bench: the one that `stbench peer
     build` made. ``model_layout``: which file of a model with transposed down matrices it can read.
-    ``timeout_s`` None: the device's."""
+    ``timeout_s`` None: the device's. ``sparse``: what it always skips of a model that allows it, "ffn" and
+    "lm_head"."""
 
     name: str
     program: Program
     model_layout: str = "standard"
     timeout_s: float | None = None
+    sparse: tuple[str, ...] = ()
 
 
 BUILT_LLAMA_BENCH = EngineEntry(LLAMA_BENCH, Program(LLAMA_BENCH, [""]))
@@ -152,6 +154,7 @@ class ExternalEntry(_Entry):
     decode: Any = None
     prefill: Any = None
     model_layout: Literal["standard", "transposed"] = "standard"
+    sparse: list[Literal["ffn", "lm_head"]] = []
 
     @pydantic.model_validator(mode="after")
     def _some_number(self) -> ExternalEntry:
@@ -204,7 +207,7 @@ def _readings(document: yamlfile.Document, written: Any, path: yamlfile.Path) ->
 
 def _external(name: str, entry: ExternalEntry, readings: dict[str, Reading]) -> EngineEntry:
     program = Program("external", list(entry.command), dict(entry.environment), **readings)
-    return EngineEntry(name, program, entry.model_layout, entry.timeout)
+    return EngineEntry(name, program, entry.model_layout, entry.timeout, tuple(entry.sparse))
 
 
 def engines_of(

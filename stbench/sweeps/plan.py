@@ -431,10 +431,11 @@ def _job(sweep: Sweep, target: Target, case: Case, threads: int, campaign: str) 
     program = target.programs.get(case.engine)
     if program is None:
         return job
+    file = target.models[program.models[case.model]]
     return replace(
         job,
         program=program.program,
-        model=target.models[program.models[case.model]].ref,
-        settings=settings_for(program, job.settings, job.workload),
+        model=file.ref,
+        settings=settings_for(program, file.traits, job.settings, job.workload),
         timeout_s=program.timeout_s,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -79,6 +80,7 @@ engines:
     prefill: {json: a.0.b}
     timeout: 30
     model_layout: transposed
+    sparse: [ffn, lm_head]
 devices:
   a: {}
   b:
@@ -99,6 +101,7 @@ devices:
         prefill=Reading(json="a.0.b"),
     )
     assert (mine.timeout_s, mine.model_layout) == (30.0, "transposed")
+    assert (mine.sparse, b.engines["mine"].sparse) == (("ffn", "lm_head"), ())
     assert (b.engines["mine"].program.command[0], b.engines["mine"].model_layout) == ("other", "standard")
     assert b.engines["llama-bench"].program.command == [""]
     assert list(c.engines) == ["llama-bench", "mine", "third"]
@@ -120,7 +123,7 @@ engines:
   g: {command: [prog, "{model}"], prefill: {regex: "no group"}}
   h: {command: [prog, "{model}"], prefill: {jsno: v}}
   i: {command: [prog, "{model}"], prefill: {json: a..b}, environment: {"A-B": 1}}
-  j: {command: [prog, "{model}"], prefill: {json: a}, timeout: 0, model_layout: other}
+  j: {command: [prog, "{model}"], prefill: {json: a}, timeout: 0, model_layout: other, sparse: [head]}
   k: {command: [prog, "{model}"], prefill: {}}
 devices:
   local: {engines: [sbr]}
@@ -148,6 +151,7 @@ def test_all_errors_of_engines_at_once() -> None:
         (14, "i.environment", "variables and their values"),
         (15, "j.timeout", "more than 0"),
         (15, "j.model_layout", "standard or transposed"),
+        (15, "j.sparse[0]", "ffn or lm_head"),
         (16, "k.prefill", "either regex or json"),
     ]
     for line, key, said in expected:
@@ -163,8 +167,9 @@ def test_the_engines_of_the_documentation_are_accepted() -> None:
     for block in blocks:
         (device,) = parse_inventory(block.partition("```")[0].encode(), "docs").devices
         assert device.engines
-    bundle = device.engines["powerinfer-bundle"].program.command[2]
-    assert "${{0%.gguf}}-no-moe.gguf" in bundle
+    bundle = device.engines["powerinfer-bundle"]
+    assert (bundle.sparse, bundle.program.environment["MAX_N_CACHED"]) == (("ffn", "lm_head"), "768")
+    assert "$f iflag=nocache" in bundle.program.command[2]
 
 
 # What programs made from llama.cpp print at their end, in its older and its newer form.
@@ -179,15 +184,11 @@ TIMINGS = """\
 
 @pytest.mark.parametrize("prefix", ["llama_print_timings", "llama_perf_context_print", "common_perf_print"])
 def test_the_documented_readings_find_llama_cpps_speeds(prefix: str) -> None:
-    blocks = (ROOT / "docs" / "engines.md").read_text().split("```yaml\n")[1:]
-    (block,) = [block.partition("```")[0] for block in blocks if "powerinfer-bundle" in block]
-    (device,) = parse_inventory(block.encode(), "docs").devices
-    for program in (entry.program for name, entry in device.engines.items() if "powerinfer" in name):
-        assert program.decode is not None
-        assert program.prefill is not None
-        output = TIMINGS.replace("%s", prefix)
-        assert external.read(program.decode, "the answer", output) == 84.72
-        assert external.read(program.prefill, "the answer", output) == 156.24
+    page = (ROOT / "docs" / "engines.md").read_text()
+    named = dict(re.findall(r"`(decode|prefill): \{regex: '([^`]+)'\}`", page))
+    output = TIMINGS.replace("%s", prefix)
+    assert external.read(Reading(regex=named["decode"]), "the answer", output) == 84.72
+    assert external.read(Reading(regex=named["prefill"]), "the answer", output) == 156.24
 
 
 def test_an_unknown_engine_names_the_known_ones() -> None:
@@ -295,6 +296,26 @@ def test_jobs_of_a_program_say_what_it_is_really_asked(board: Device) -> None:
     assert (mine.settings.n_ctx, mine.settings.n_batch) == (4096, 32)
     assert (bench.timeout_s, mine.timeout_s) == (99.0, 7.0)
     assert bench.library == ours.library, "for the bandwidth probes"
+
+
+def test_what_a_program_always_skips_is_in_its_jobs(board: Device) -> None:
+    def switches(device: Device, **options: object) -> dict[str, tuple[bool, bool]]:
+        found = plan(with_programs(device, "mine", "llama-bench"), engines="mine,llama-bench", **options)
+        return {
+            job.label: (job.settings.sparse_ffn, job.settings.sparse_lm_head)
+            for job in found.jobs
+            if "mine" in job.label
+        }
+
+    both = entry(model_layout="transposed", sparse=("ffn", "lm_head"))
+    assert switches(replace(board, engines={"mine": both})) == {
+        "board:smallthinker-4b/mine/t4/tg8": (True, True),
+        "board:qwen3-0.6b/mine/t4/tg8": (False, False),
+    }
+    # The standard twin has no predictor.
+    standard = switches(replace(board, engines={"mine": entry(sparse=("ffn", "lm_head"))}))
+    assert standard["board:smallthinker-4b/mine/t4/tg8"] == (True, False)
+    assert set(switches(board).values()) == {(False, False)}
 
 
 def test_another_program_is_another_job_and_another_library_is_not(board: Device, bench: Path) -> None:
