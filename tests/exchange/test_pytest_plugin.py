@@ -132,17 +132,17 @@ def test_a_suite_that_does_not_use_it_loads_nothing_of_it(project: Path) -> None
     assert loaded <= {"stbench", "stbench.pytest_plugin", "stbench.pytest_plugin.with_benchmark"}
 
 
-def test_the_workflow_example_is_one() -> None:
+def test_the_workflow_examples_are_some() -> None:
     page = (ROOT / "docs" / "ci.md").read_text()
-    blocks = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
-    assert blocks
-    for block in blocks:
-        workflow = yaml.safe_load(block)
-        assert {"name", "jobs"} <= set(workflow)
-        triggers = workflow[True]  # as which YAML 1.1 reads the key `on`
-        assert triggers
-        for job in workflow["jobs"].values():
-            assert "self-hosted" in job["runs-on"]
-            assert job["timeout-minutes"]
-            assert all(("run" in step) != ("uses" in step) for step in job["steps"])
-            assert all(re.search(r"@v\d", step["uses"]) for step in job["steps"] if "uses" in step)
+    whole, step = map(yaml.safe_load, re.findall(r"```yaml\n(.*?)```", page, re.DOTALL))
+    assert {"name", "jobs"} <= set(whole)
+    assert whole[True], "triggers: YAML 1.1 reads the key `on` as true"
+    for job in whole["jobs"].values():
+        assert "self-hosted" in job["runs-on"]
+        assert job["timeout-minutes"]
+        assert all(("run" in step) != ("uses" in step) for step in job["steps"])
+        assert all(re.search(r"@v\d", step["uses"]) for step in job["steps"] if "uses" in step)
+    (words,) = [line.split() for line in step[0]["run"].splitlines() if line.startswith("stbench ")]
+    options = {word for word in words if word.startswith("--")}
+    assert words[1] == "check"
+    assert options == {"--baseline", "--github", "--summary", "--junit"}
