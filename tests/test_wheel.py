@@ -25,7 +25,7 @@ DATA = {
 def test_a_wheel_holds_every_file_of_the_package(tmp_path: Path) -> None:
     """Built without the native library, which is compiled in every install."""
     checkout = fresh_copy(tmp_path / "stbench")
-    command = [sys.executable, "-m", "pip", "wheel", "--no-deps", "-C", "wheel.cmake=false"]
+    command = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--config-settings=wheel.cmake=false"]
     done = subprocess.run(
         [*command, "-w", str(tmp_path / "wheels"), str(checkout)], capture_output=True, text=True, check=False
     )
