@@ -139,6 +139,8 @@ def main() -> int:
     parser.add_argument("count", nargs="?", type=int, default=1_000_000)
     parser.add_argument("--folder", type=Path, help="on a disk with 10 GB of room")
     arguments = parser.parse_args()
+    if arguments.folder is not None:
+        arguments.folder.mkdir(parents=True, exist_ok=True)
     folder = Path(tempfile.mkdtemp(prefix="stbench-million-", dir=arguments.folder))
     try:
         path = folder / "results" / "records.jsonl"
