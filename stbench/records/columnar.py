@@ -91,6 +91,23 @@ class Column:
             return np.asarray(self.words[found], dtype=object)
         return np.asarray(found.astype(self.dtype, copy=False))
 
+    def equal(self, places: Array, text: str) -> Array:
+        """Of a column of texts: which of these rows have this one."""
+        if self.constant:
+            return np.full(len(places), bool(self.values[0] == text))
+        if self.words is None:
+            return np.asarray(self.values[places] == text, dtype=bool)
+        found = np.flatnonzero(self.words == text)
+        return np.isin(self.values[places], found) if len(found) else np.zeros(len(places), dtype=bool)
+
+    def different(self, places: Array) -> Array:
+        """What values these rows have, in any order."""
+        if self.constant:
+            return self.take(places[:1])
+        if self.words is None:
+            return np.asarray(pd.unique(self.values[places]))
+        return np.asarray(self.words[pd.unique(self.values[places])], dtype=object)
+
     def ranks(self, places: Array) -> tuple[Array, int] | None:
         """For each of these rows a number in the order of values (NaN last), and what all are below; None
         where all have one value."""

@@ -241,7 +241,7 @@ def details_of(replicates: pd.DataFrame) -> dict[str, Any]:
 
 
 def _texts(column: "pd.Series[Any]") -> list[str]:
-    return sorted({str(value) for value in set(column)} - {""})
+    return sorted({str(value) for value in column.unique()} - {""})
 
 
 def _median(column: "pd.Series[Any]") -> float | None:
