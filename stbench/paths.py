@@ -6,6 +6,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from stbench.wording import nearest
+
 
 def cache_dir() -> Path:
     """``$XDG_CACHE_HOME/stbench`` or ``~/.cache/stbench``, created when missing.
@@ -22,15 +24,13 @@ def cache_dir() -> Path:
 def instead_of(path: Path) -> str:
     """Where ``path`` stops existing and what lies there under a similar name, as a hint; "" where neither can
     be told."""
-    import difflib
-
     here = path
     while not here.parent.exists():
         here = here.parent
     try:
-        near = difflib.get_close_matches(here.name, os.listdir(here.parent), n=1, cutoff=0.6)
+        near = nearest(here.name, os.listdir(here.parent))
     except OSError:
         return ""
     if near:
-        return f"did you mean {here.parent / near[0]}?"
+        return f"did you mean {here.parent / near}?"
     return f"there is no {here.name} in {here.parent.resolve()}" if here != path else ""

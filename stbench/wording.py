@@ -1,5 +1,7 @@
 """Words and numbers as people read them, in tables, messages and pages."""
 
+from collections.abc import Iterable
+
 
 def clean(text: str, limit: int = 200) -> str:
     """Text that came from a device, on one line, without control or direction characters, at most ``limit``
@@ -17,3 +19,10 @@ def number(value: float) -> str:
 def count(n: int, noun: str) -> str:
     """``1 record``, ``2 records``."""
     return f"{n} {noun}" if n == 1 else f"{n} {noun}s"
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """The name in ``known`` that ``word`` most likely meant; "" where none is near."""
+    import difflib
+
+    return next(iter(difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)), "")

@@ -6,7 +6,6 @@ against a pydantic model. Neither raises for wrong input: both add to :attr:`Doc
 
 from __future__ import annotations
 
-import difflib
 import json
 import re
 import typing
@@ -16,6 +15,8 @@ from typing import Any, TypeVar
 
 import pydantic
 import yaml
+
+from stbench.wording import nearest
 
 Path = tuple[str | int, ...]
 Model = TypeVar("Model", bound=pydantic.BaseModel)
@@ -157,9 +158,8 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> str:
 
 def _nearest(word: str, known: Iterable[str]) -> str:
     names = list(known)
-    near = difflib.get_close_matches(word, names, n=1, cutoff=0.6)
-    if near:
-        return f"; did you mean {near[0]}?"
+    if near := nearest(word, names):
+        return f"; did you mean {near}?"
     return f"; known: {', '.join(names)}" if names else ""
 
 

@@ -14,6 +14,7 @@ from typing import Any, NoReturn, TypeAlias
 
 from stbench.console import complain
 from stbench.errors import EXIT_USAGE
+from stbench.wording import nearest
 
 Subparsers: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
@@ -146,10 +147,8 @@ class Parser(argparse.ArgumentParser):
 
 
 def _nearest(word: str, known: list[str]) -> str:
-    import difflib
-
-    near = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
-    return f"; did you mean {near[0]}?" if near else ""
+    near = nearest(word, known)
+    return f"; did you mean {near}?" if near else ""
 
 
 def add_command(

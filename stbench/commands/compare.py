@@ -27,7 +27,6 @@ def register(subparsers: Subparsers) -> None:
         subparsers,
         "compare",
         run,
-        help="compare two sets of results, or two engines of one, and judge",
         example=_EXAMPLE,
     )
     parser.add_argument(

@@ -36,7 +36,6 @@ def register(subparsers: Subparsers) -> None:
         subparsers,
         "grid",
         run,
-        help="print stored results in the shape of the published tables",
         example=_EXAMPLE,
     )
     parser.add_argument(

@@ -24,7 +24,6 @@ def register(subparsers: Subparsers) -> None:
         subparsers,
         "history",
         run,
-        help="list each case's speed over many campaigns, with the points where it changed",
         example=_EXAMPLE,
     )
     parser.add_argument(
