@@ -31,6 +31,8 @@ SPARE_ROUNDS = 15
 # One line, no quotes but double ones, no backslash and no exclamation mark: the login shell may be fish or
 # csh. $1 is this text itself; then: rounds of the watch, working directory, command. sshd makes every
 # session a process group; a server that does not gets one from setsid. Shells take 128 + n for signal n.
+# Who could still be told the pid read its parent while that was sshd; else sshd went before the start, the
+# watch would take whoever inherits orphans for it, and the command must not begin.
 _AROUND = "; ".join(
     [
         "read -r a b c d g z < /proc/$$/stat",
@@ -42,7 +44,8 @@ _AROUND = "; ".join(
         '(trap "" TERM HUP INT; i=0; '
         'while [ $i -lt $n ] && read -r a b c p z < /proc/$$/stat && [ "$p" = "$d" ]; '
         f"do sleep {WATCH_S}; i=$((i+1)); done; "
-        'kill -TERM 0; sleep 5; kill -KILL 0) < /dev/null > /dev/null 2>&1 & echo "::stbench pid $$" >&2',
+        "kill -TERM 0; sleep 5; kill -KILL 0) < /dev/null > /dev/null 2>&1 & "
+        'echo "::stbench pid $$" >&2 || kill -KILL 0',
         '"$@"',
         "s=$?",
         "echo >&2",

@@ -307,6 +307,31 @@ def test_a_server_without_process_groups() -> None:
     assert "::stbench exit 3\n" in around.stderr
 
 
+def test_a_server_that_goes_before_the_command_begins(tmp_path: Path) -> None:
+    """A new parent is no sshd: what begins only now has nobody to end it, and does not begin."""
+    begun = tmp_path / "begun"
+    line = command_line(["touch", str(begun)], "/", 10)
+    reader, writer = os.pipe()
+    server = subprocess.Popen(
+        ["sh", "-c", 'sh -c "$1" & exit 0', "sh", f"echo $$; kill -STOP $$; {line}"],
+        stdout=subprocess.PIPE,
+        stderr=writer,
+        text=True,
+        start_new_session=True,
+    )
+    os.close(writer)
+    assert server.stdout is not None
+    pid = int(server.stdout.readline())
+    assert server.wait() == 0
+    wait_until(lambda: Path(f"/proc/{pid}/stat").read_text().split()[2] == "T", "it has stopped")
+    os.close(reader)
+    os.kill(pid, signal.SIGCONT)
+    # Whoever holds stdout is of the group: the end of the file is the end of all of it.
+    assert server.stdout.read() == ""
+    server.stdout.close()
+    assert not begun.exists()
+
+
 def test_a_board_ends_what_nobody_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     """When the link goes silently sshd does not notice for hours; the command's own time is limited."""
     monkeypatch.setattr(ssh_running, "SPARE_ROUNDS", 1)
