@@ -359,7 +359,7 @@ void check_all(const Kernels& k) {
     for (Fill fill : kFills) check_vectors(k, n, fill);
   }
   for (size_t head_dim : {16, 32, 64, 80, 96, 100, 128, 256}) {
-    for (size_t n_pos : {1, 2, 3, 5, 16, 37}) check_attention(k, head_dim, n_pos);
+    for (size_t n_pos : {1, 2, 3, 5, 16, 32, 37, 100}) check_attention(k, head_dim, n_pos);
   }
 }
 

@@ -104,10 +104,6 @@ void position_and_store(Worker& worker, uint32_t l) {
 
 namespace {
 
-// Positions whose keys, or values, of one head stay in the first-level cache while the q heads of the group pass over
-// them: 16 KB at 128 f16 elements.
-constexpr uint32_t kPositions = 64;
-
 // Rule 11 for `n_heads` q heads of one token, from `head` on, that share a key/value head.
 void attend_heads(Worker& worker, uint32_t l, uint32_t t, uint32_t head, uint32_t n_heads) {
   Step& step = worker.step;
@@ -120,14 +116,10 @@ void attend_heads(Worker& worker, uint32_t l, uint32_t t, uint32_t head, uint32_
   float* scores = worker.scratch.scores.data();  // [n_heads][n]
   float* out = step.ws.attended.f(t) + size_t{head} * c.head_dim;
 
-  for (uint32_t p = 0; p < n; p += kPositions) {
-    step.kv.scores(step.kernels, l, head_kv, first + p, std::min(kPositions, n - p), q, n_heads, scale, scores + p, n);
-  }
+  step.kv.scores(step.kernels, l, head_kv, first, n, q, n_heads, scale, scores, n);
   for (uint32_t h = 0; h < n_heads; ++h) step.kernels.softmax(scores + size_t{h} * n, n);
   std::fill_n(out, size_t{n_heads} * c.head_dim, 0.0f);
-  for (uint32_t p = 0; p < n; p += kPositions) {
-    step.kv.mix(step.kernels, l, head_kv, first + p, std::min(kPositions, n - p), scores + p, n, n_heads, out);
-  }
+  step.kv.mix(step.kernels, l, head_kv, first, n, scores, n, n_heads, out);
   worker.expect_finite(out, size_t{n_heads} * c.head_dim);
   if (reads_quantised(worker.layer(l).attn_output)) {
     step.ws.attended.quantise(step.kernels, t, size_t{head} * c.head_dim, size_t{head + n_heads} * c.head_dim);
