@@ -11,6 +11,12 @@ def clean(text: str, limit: int = 200) -> str:
     return flat if len(flat) <= limit else flat[: limit - 1] + "…"
 
 
+def case_label(label: object) -> str:
+    """A case's label as verdicts and findings have it. Whole: what names a case in a finding finds
+    it again, and a file name, a device's name and all axes together are shorter than this."""
+    return clean(str(label), 500)
+
+
 def number(value: float) -> str:
     """As the published tables write speeds: two decimals, one from 100 up."""
     return f"{value:.1f}" if value >= 99.995 else f"{value:.2f}"

@@ -10,7 +10,7 @@ import pandas as pd
 from stbench.errors import InputError, UsageError
 from stbench.records.limited_columns import LIMITED
 from stbench.records.sides import Side
-from stbench.wording import clean
+from stbench.wording import case_label, clean
 
 METRICS = {"decode_tps": "decode, tokens/s", "prefill_tps": "prefill, tokens/s"}
 
@@ -81,7 +81,7 @@ _HINT = "`stbench grid RESULTS` lists cases; --ignore FIELD compares across that
 
 
 def _label(rows: pd.DataFrame) -> str:
-    return clean(str(rows["label"].iloc[0]), 120)
+    return case_label(rows["label"].iloc[0])
 
 
 def _nothing_in_common(

@@ -30,7 +30,7 @@ from stbench.comparison.inference import FEWEST, Floats
 from stbench.errors import InputError, StoreError
 from stbench.paths import cache_dir
 from stbench.records.sides import Side
-from stbench.wording import clean
+from stbench.wording import case_label
 
 FILE = "noise.jsonl"
 
@@ -80,13 +80,13 @@ def noise_of(
     found, notes = [], []
     # What is kept names no limits: a limited case must not stand for the unlimited one.
     limited = (frame["memory_limit_bytes"] > 0) | (frame["cache"] != "") | (frame["routing"] != "")
-    labels = sorted({clean(str(label), 120) for label in frame.loc[limited, "label"]})
+    labels = sorted({case_label(label) for label in frame.loc[limited, "label"]})
     notes += [f"{label}: limited runs have no noise of their own" for label in labels]
     frame = frame[~limited]
     for _, group in frame[frame[metric].notna()].groupby([*_CASE, "campaign"], sort=False):
         rows = group[group["usable"] & ~group["disturbed"]]
         if len(rows) < fewest:
-            label = clean(str(group["label"].iloc[0]), 120)
+            label = case_label(group["label"].iloc[0])
             disturbed = int(group["disturbed"].sum())
             notes.append(
                 f"{label}: {len(rows)} usable replicates, {disturbed} disturbed; two halves need {fewest}"

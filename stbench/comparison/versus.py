@@ -25,7 +25,7 @@ from stbench.models.catalogue import STANDARD_SUFFIX
 from stbench.records.limited_columns import LIMITED
 from stbench.records.sides import Side
 from stbench.tables.table import Cell, Column, Row, Table
-from stbench.wording import clean, number
+from stbench.wording import case_label, clean, number
 
 MET, NOT_MET, UNDECIDED = "met", "not met", "inconclusive"
 
@@ -123,7 +123,7 @@ def engine_ratios(
             wanted = metrics or (("decode_tps",) if rows["n_gen"].iloc[0] else ("prefill_tps",))
             for metric in wanted:
                 if rows["n_gen" if metric == "decode_tps" else "n_prompt"].iloc[0]:
-                    label = clean(str(rows["label"].iloc[0]), 120)
+                    label = case_label(rows["label"].iloc[0])
                     together = pairing(theirs, rows)
                     every = every_pair(label, theirs, rows, metric, together) if together else None
                     made = prepare(label, theirs, rows, metric, notes, together) or every
@@ -152,7 +152,7 @@ def _check_alike(name: str, mine: pd.DataFrame, theirs: pd.DataFrame) -> None:
     for field in _CONDITIONS:
         values = [sorted({str(v) for v in rows.loc[rows["usable"], field]}) for rows in (mine, theirs)]
         if all(values) and (values[0] != values[1] or len(values[0]) > 1):
-            case = clean(str(mine["label"].iloc[0]), 120)
+            case = case_label(mine["label"].iloc[0])
             problems.append(
                 f"{case}: {field} is {', '.join(values[0])} there, {', '.join(values[1])} opposite"
             )

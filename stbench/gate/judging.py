@@ -17,7 +17,7 @@ from stbench.errors import EXIT_CELLS_FAILED, EXIT_INCONCLUSIVE, EXIT_OK, EXIT_R
 from stbench.gate.thresholds import METRICS, Metric, Thresholds, floor_for
 from stbench.records.sides import Side
 from stbench.tables import cells
-from stbench.wording import clean
+from stbench.wording import case_label, clean
 
 IMPROVED, REGRESSED = inference.IMPROVED, inference.REGRESSED
 UNCHANGED, INCONCLUSIVE = inference.UNCHANGED, inference.INCONCLUSIVE
@@ -175,7 +175,7 @@ def _missing(a: Side, b: Side, pairs: Sequence[tuple[str, pd.DataFrame, pd.DataF
     return [
         Finding(
             str(row["device"]),
-            clean(str(row["label"]), 120),
+            case_label(row["label"]),
             None,
             INCONCLUSIVE,
             reason=f"in the baseline, and not in {clean(b.name, 80)}",

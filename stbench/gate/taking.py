@@ -27,7 +27,7 @@ from stbench.gate.thresholds import METRICS
 from stbench.records import store
 from stbench.records.sides import read_side, split
 from stbench.tables import cells
-from stbench.wording import clean, count, number
+from stbench.wording import case_label, clean, count, number
 
 
 def take(results: Sequence[str], *, allow_disturbed: bool = False) -> tuple[Baseline, list[str]]:
@@ -50,7 +50,7 @@ def take(results: Sequence[str], *, allow_disturbed: bool = False) -> tuple[Base
             sweeps.append(sweep)
         number_of_sweep = sweeps.index(sweep) if isinstance(sweep, dict) else None
         for label, rows in frame.groupby("label", sort=True):
-            good = _counted(clean(str(label), 120), rows, notes, allow_disturbed)
+            good = _counted(case_label(label), rows, notes, allow_disturbed)
             cases.append(case_of(good, number_of_sweep))
     _distinct(cases)
     return Baseline(stbench.__version__, *_provenance(records, cases), tuple(sweeps), tuple(cases)), notes

@@ -11,7 +11,7 @@ import pandas as pd
 from stbench.comparison.intervals import Estimate, median_estimate
 from stbench.comparison.matching import CONDITIONS, NAMES
 from stbench.tables import cells
-from stbench.wording import clean
+from stbench.wording import case_label, clean
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ def series_of(frame: pd.DataFrame, metric: str, globs: Sequence[str] = ()) -> li
     groups = [group for _, group in known.groupby(names, sort=True, dropna=False)]
     alike: dict[str, list[pd.DataFrame]] = {}
     for group in groups:
-        alike.setdefault(clean(str(group["label"].iloc[0]), 120), []).append(group)
+        alike.setdefault(case_label(group["label"].iloc[0]), []).append(group)
     made = []
     for label, same in alike.items():
         firsts = [group.iloc[0] for group in same]

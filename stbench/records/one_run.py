@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from typing import Protocol
 
 from stbench.agent.wire import RunRecord, to_json
-from stbench.wording import clean
+from stbench.wording import case_label, clean
 
 
 class Claim(Protocol):
@@ -51,7 +51,7 @@ def one_per_run(claims: Sequence[Claim]) -> tuple[list[int], list[str]]:
         if len({claims[place].attempt for place in places}) < len(places):
             first = claims[places[0]]
             said.append(
-                f"{clean(first.label, 120)}: {len(places)} different records of campaign "
+                f"{case_label(first.label)}: {len(places)} different records of campaign "
                 f"{clean(first.campaign, 60) or '-'} claim to be replicate {first.replicate}: the newest is "
                 f"taken."
             )

@@ -103,6 +103,15 @@ def test_what_is_no_measure_is_refused(
         taking.take([write(tmp_path / "c1", change(BEFORE))])
 
 
+def test_a_long_label_is_never_cut(tmp_path: Path) -> None:
+    """What is measured again is found by its label: of a model's file, by a name as long as files have."""
+    long = [dataclasses.replace(one, label=f"local:{'m' * 250}/dense/t2/pp39+tg4") for one in BEFORE]
+    made, _ = taking.take([write(tmp_path / "c1", long)])
+    slower = [dataclasses.replace(one, label=long[0].label) for one in later(0.7)]
+    found = JUDGE.findings(made.side("A"), side(slower, name="B"))
+    assert {finding.label for finding in found} == {long[0].label}
+
+
 def test_disturbed_runs_are_left_out_and_said(tmp_path: Path) -> None:
     made, notes = taking.take([write(tmp_path / "c1", [*BEFORE[:9], *map(disturbed, BEFORE[9:])])])
     assert len(made.cases[0].samples) == 9
