@@ -10,6 +10,8 @@ from __future__ import annotations
 import csv
 import dataclasses
 import functools
+import math
+import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import resources
@@ -52,7 +54,9 @@ class EngineRow:
     """``comparison``: A is the other engine, B is ours; of undisturbed pairs, or of all where there is none.
     ``every``: of all pairs, disturbed or not; None where runs are not paired. The verdicts are "met", "not
     met" and "inconclusive", or "" where no bar is set; ``decided_by`` is "every" where they rest on all
-    pairs, because fewer than FEWEST_PAIRS are undisturbed, else "undisturbed"."""
+    pairs, because fewer than FEWEST_PAIRS are undisturbed, else "undisturbed". ``memory_allows``: what the
+    ratio would be if ours decoded as fast as the memory, at the rates probed beside its runs, delivers the
+    bytes that it reads; None where that is unknown, and for prefill."""
 
     device: str
     model: str
@@ -65,6 +69,7 @@ class EngineRow:
     bar_verdict: str
     goal_verdict: str
     decided_by: str
+    memory_allows: float | None = None
 
 
 @dataclass(frozen=True)
@@ -110,7 +115,7 @@ def engine_ratios(
                 hint=f"stbench sweep --engines {ours},{others} measures both in one campaign",
             )
     notes: list[str] = []
-    named: list[tuple[pd.DataFrame, Prepared, Prepared | None]] = []
+    named: list[tuple[pd.DataFrame, Prepared, Prepared | None, float | None]] = []
     for _, group in frame.groupby(list(_ROW), sort=False):
         theirs = group[group["engine"] == others]
         mine = group[group["engine"] == ours]
@@ -127,16 +132,25 @@ def engine_ratios(
                     together = pairing(theirs, rows)
                     every = every_pair(label, theirs, rows, metric, together) if together else None
                     made = prepare(label, theirs, rows, metric, notes, together) or every
+                    allowed = memory_allows(theirs, rows, together) if metric == "decode_tps" else None
                     if made is not None:
-                        named.append((rows, made, every))
+                        named.append((rows, made, every, allowed))
     if not named:
         raise InputError(f"{side.name}: no case has speeds of both engines; " + "; ".join(notes))
-    judged = judge([made for _, made, _ in named], None)
-    of_all = iter(judge([every for _, _, every in named if every is not None], None))
+    judged = judge([made for _, made, _, _ in named], None)
+    of_all = iter(judge([every for _, _, every, _ in named if every is not None], None))
     return EngineRatios(
         tuple(
-            _row(ours, others, rows, comparison, None if every is None else next(of_all), made is every)
-            for (rows, made, every), comparison in zip(named, judged, strict=True)
+            _row(
+                ours,
+                others,
+                rows,
+                comparison,
+                None if every is None else next(of_all),
+                made is every,
+                allowed,
+            )
+            for (rows, made, every, allowed), comparison in zip(named, judged, strict=True)
         ),
         tuple(notes),
     )
@@ -167,6 +181,7 @@ def _row(
     comparison: Comparison,
     every: Comparison | None,
     only_disturbed: bool,
+    allowed: float | None,
 ) -> EngineRow:
     first = rows.iloc[0]
     key = (
@@ -193,7 +208,24 @@ def _row(
         bar_verdict=held_against(decides, bar.bar) if bar else "",
         goal_verdict=held_against(decides, bar.goal) if bar else "",
         decided_by=decided_by,
+        memory_allows=allowed,
     )
+
+
+def memory_allows(
+    theirs: pd.DataFrame, mine: pd.DataFrame, together: Sequence[tuple[int, int]] | None
+) -> float | None:
+    """The median over pairs of ``mine`` at the memory's limit (:mod:`stbench.records.limit_share`) / theirs;
+    None where no pair has both."""
+    of_theirs = theirs.loc[theirs["usable"], "decode_tps"]
+    of_mine = (mine["decode_tps"] / mine["limit_share"])[mine["usable"]]
+    ratios = [
+        float(of_mine[j] / of_theirs[i])
+        for i, j in together or ()
+        if i in of_theirs.index and j in of_mine.index
+    ]
+    known = [ratio for ratio in ratios if math.isfinite(ratio)]
+    return statistics.median(known) if known else None
 
 
 def held_against(comparison: Comparison, wanted: float) -> str:
@@ -208,6 +240,7 @@ def held_against(comparison: Comparison, wanted: float) -> str:
 def ratio_table(found: EngineRatios, ours: str, others: str) -> Table:
     """The table for people."""
     disturbed = any(_has_more(row) for row in found.rows)
+    limited = any(row.memory_allows is not None for row in found.rows)
     columns = (
         Column("case", "Case", "label"),
         Column("theirs", f"{others}\ntokens/s", "speed", "tokens/s"),
@@ -215,6 +248,7 @@ def ratio_table(found: EngineRatios, ours: str, others: str) -> Table:
         Column("ratio", f"{ours} / {others}", "ratio"),
         Column("n", "n", "text"),
         *((Column("every", "with disturbed\npairs", "ratio"),) if disturbed else ()),
+        *((Column("allows", "memory\nallows", "ratio"),) if limited else ()),
         Column("bar", "bar", "text"),
         Column("goal", "goal", "text"),
         Column("isa", f"{ours}\nISA", "text"),
@@ -237,6 +271,13 @@ def ratio_table(found: EngineRatios, ours: str, others: str) -> Table:
             f"d: fewer than {FEWEST_PAIRS} pairs are undisturbed, so that all pairs decide, disturbed ones "
             "included."
         )
+    if limited:
+        lines.append(
+            f"Memory allows: the ratio of a {ours} that reads the same bytes at the rates probed beside its "
+            "runs and computes in no time (median over all pairs)."
+        )
+    if any(_out_of_reach(row, wanted) for row in found.rows for wanted in _wanted(row)):
+        lines.append("m: above what the memory allowed beside these runs.")
     lines.append(f"Sparse rows, too, stand against the one row of {others}, which has no such switches.")
     metrics = sorted({METRICS[row.comparison.metric].partition(",")[0] for row in found.rows})
     title = f"{ours} beside {others}: {' and '.join(metrics)}"
@@ -263,10 +304,24 @@ def _cells(row: EngineRow) -> dict[str, Cell]:
         all_of_it = row.every
         text = ratio_text(all_of_it.ratio, all_of_it.low, all_of_it.high, all_of_it.kind, all_of_it.n)
         cells["every"] = Cell(f"{text}, {n_text(all_of_it)}", value=all_of_it.ratio, n=all_of_it.n)
+    if row.memory_allows is not None:
+        cells["allows"] = Cell(number(row.memory_allows), value=row.memory_allows)
     if row.bar is not None:
-        cells["bar"] = Cell(f"{row.bar.bar:g} {row.bar_verdict}{mark}", value=row.bar.bar)
-        cells["goal"] = Cell(f"{row.bar.goal:g} {row.goal_verdict}{mark}", value=row.bar.goal)
+        for name, wanted, verdict in (
+            ("bar", row.bar.bar, row.bar_verdict),
+            ("goal", row.bar.goal, row.goal_verdict),
+        ):
+            reach = " m" * _out_of_reach(row, wanted)
+            cells[name] = Cell(f"{wanted:g} {verdict}{mark}{reach}", value=wanted)
     return cells
+
+
+def _wanted(row: EngineRow) -> tuple[float, ...]:
+    return () if row.bar is None else (row.bar.bar, row.bar.goal)
+
+
+def _out_of_reach(row: EngineRow, wanted: float) -> bool:
+    return row.memory_allows is not None and row.memory_allows < wanted
 
 
 def json_of(found: EngineRatios) -> dict[str, Any]:

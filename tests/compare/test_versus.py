@@ -148,6 +148,25 @@ def test_where_few_pairs_are_undisturbed_all_pairs_decide_and_the_table_marks_it
     assert "] d | 9 pairs |" in render.markdown([ratio_table(ratios(none_left), "sbr", "llama-bench")])
 
 
+def test_the_table_says_what_the_memory_allowed() -> None:
+    """491.5 MB a token: at 12 GB/s nobody decodes more than 24.4 tokens/s, 1.22 times llama.cpp's 20."""
+
+    def beside_all(gb_per_s: float) -> EngineRatios:
+        dense = [*llama("smallthinker-4b", noisy(9, 0, 20)), *decode(noisy(9, 1, 23))]
+        return ratios([beside(one, gb_per_s) for one in dense])
+
+    narrow, wide = beside_all(12), beside_all(60)
+    assert narrow.rows[0].memory_allows == pytest.approx(12e9 / 491.5e6 / 20, rel=0.02)
+    assert wide.rows[0].memory_allows == pytest.approx(60e9 / 491.5e6 / 20, rel=0.02)
+    text = render.markdown([ratio_table(narrow, "sbr", "llama-bench")])
+    assert "| 1.22 | 1.4 not met m | 1.7 not met m |" in text
+    assert "m: above what the memory allowed" in text
+    text = render.markdown([ratio_table(wide, "sbr", "llama-bench")])
+    assert "| 1.4 not met | 1.7 not met |" in text
+    assert "m: above" not in text
+    assert ratios(campaign()).rows[0].memory_allows is None, "no probe"
+
+
 def test_the_table_says_it_all() -> None:
     table = ratio_table(ratios(campaign()), "sbr", "llama-bench")
     console = Console(width=200, record=True, file=io.StringIO())
