@@ -23,11 +23,14 @@ def gather(paths: Sequence[Path], *, quiet: bool, index: Path | None = None) -> 
     """The rows of these directories or files. Raises :class:`stbench.errors.InputError`."""
     from stbench.console import stderr_console
     from stbench.records.record_index import RecordIndex
+    from stbench.records.store import refuse_only
 
     log = stderr_console(quiet=quiet)
     with RecordIndex(index) as opened:
         with _bar(log) if log.is_terminal and not quiet else _lines(log) as progress:
             found = opened.gather(paths, progress)
+        if not found.read:
+            refuse_only(found.problems)
         for note in (*opened.notes, *found.problems):
             log.print(note, markup=False, soft_wrap=True)
     return found

@@ -86,12 +86,9 @@ def run(args: argparse.Namespace) -> int:
             f"--format {args.format}: {unknown[0]!r} is none of {', '.join(FORMATS)}", hint="--format svg,png"
         )
     ratio_to = published_pairs(args.ratio_to)
-    records = []
-    for path in paths:
-        reading = store.read_records(path)
-        records += reading.latest()
-        for problem in reading.problems:
-            log.print(problem, markup=False)
+    records, problems = store.latest_of(paths)
+    for problem in problems:
+        log.print(problem, markup=False, soft_wrap=True)
     results = charts.results_of(records, args.filter)
     if args.list:
         request = charts.Request(results, "light", ratio_to) if paths else None

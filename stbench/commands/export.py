@@ -65,12 +65,8 @@ def run(args: argparse.Namespace) -> int:
     if args.out is None and (args.json or args.to == "parquet"):
         raise UsageError(f"--to {args.to} needs --out FILE here", hint=f"--out results.{args.to}")
     log = stderr_console(quiet=args.quiet)
-    records, problems = [], []
-    for path in args.results:
-        reading = store.read_records(path)
-        records += reading.latest()
-        problems += reading.problems
-    for problem in dict.fromkeys(problems):
+    records, problems = store.latest_of(args.results)
+    for problem in problems:
         log.print(problem, markup=False, soft_wrap=True)
     found = selection.select(anonymised(records) if args.anonymise else records)
     if not chosen.whole:

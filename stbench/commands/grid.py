@@ -200,12 +200,9 @@ def _read(paths: Sequence[Path], *, quiet: bool) -> list[RunRecord]:
     from stbench.console import stderr_console
     from stbench.records import store
 
-    records = []
-    for path in paths:
-        reading = store.read_records(path)
-        records += reading.latest()
-        for problem in reading.problems:
-            stderr_console(quiet=quiet).print(problem, markup=False, soft_wrap=True)
+    records, problems = store.latest_of(paths)
+    for problem in problems:
+        stderr_console(quiet=quiet).print(problem, markup=False, soft_wrap=True)
     return records
 
 

@@ -105,11 +105,10 @@ def run(args: argparse.Namespace) -> int:
         )
     runs, digests = [], set()
     if args.campaign is not None:
-        reading = store.read_records(args.campaign)
-        for problem in reading.problems:
-            log.print(problem, markup=False)
+        records, problems = store.latest_of([args.campaign])
+        for problem in problems:
+            log.print(problem, markup=False, soft_wrap=True)
         name = args.model or (trace.model if spec else "")
-        records = reading.latest()
         runs = measured_caches.usable_runs(records, name, replayed)
         digests = measured_caches.same_choices(records, args.campaign, args.trace)
         spec = spec or next((record.model.synthetic for record, _ in runs), None)
@@ -144,7 +143,8 @@ def run(args: argparse.Namespace) -> int:
     }
     _print(args, points, measured, about, machine, foreseen)
     if args.plot is not None:
-        _plot(args.plot, points, measured, about)
+        made_from = [args.trace, *([store.records_path(args.campaign)] if args.campaign else [])]
+        _plot(args.plot, points, measured, about, made_from)
         log.print(f"wrote {args.plot}", markup=False)
     return EXIT_OK
 
@@ -312,15 +312,18 @@ def _print(
             console.print(line, markup=False)
 
 
-def _plot(path: Path, points: list[Point], measured: list[Measured], about: dict[str, Any]) -> None:
+def _plot(
+    path: Path, points: list[Point], measured: list[Measured], about: dict[str, Any], made_from: list[Path]
+) -> None:
     from stbench import charts
     from stbench.caches import cache_chart, cache_tables
     from stbench.errors import unreadable
+    from stbench.tables import stamps
 
     title = "Cache of experts" + (f", {about['model']}" if about["model"] else "")
     figure = cache_chart.cache_figure(points, measured, title, cache_tables.heading(about))
     data = charts.svg_bytes(figure) if path.suffix == ".svg" else charts.png_bytes(figure)
     try:
-        path.write_bytes(data)
+        path.write_bytes(stamps.stamped(data, stamps.words(stamps.digest(made_from), chart="simulate")))
     except OSError as error:
         raise unreadable(path, error) from error

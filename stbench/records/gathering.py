@@ -23,12 +23,14 @@ ReadAgain = Callable[[int], RunRecord]
 @dataclass(frozen=True)
 class Gathered:
     """What a table is made of: finished measurements with the frame's columns, each board's newest facts by
-    device and fingerprint, sentences on lines that are no record, and on records that claim to be one run."""
+    device and fingerprint, sentences on lines that are no record, and on records that claim to be one run.
+    ``read``: how many lines are records, whether of finished measurements or not."""
 
     rows: Rows
     facts: Mapping[tuple[str, str], DeviceFacts]
     problems: tuple[str, ...] = ()
     claims: tuple[str, ...] = ()
+    read: int = 0
 
     @property
     def frame(self) -> pd.DataFrame:
@@ -57,7 +59,7 @@ def gathered(
     if _share_campaigns(columns["campaign"], sizes):
         _judge_again(columns, places, total)
     rows = Rows({name: columns[name] for name in COLUMNS}, places, total)
-    return Gathered(rows, _facts(columns, places, total, read), tuple(problems), tuple(claims))
+    return Gathered(rows, _facts(columns, places, total, read), tuple(problems), tuple(claims), total)
 
 
 def _ordered(columns: Mapping[str, Column], places: Array, read: ReadAgain) -> Array:

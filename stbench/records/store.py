@@ -12,6 +12,7 @@ import json
 import os
 import re
 import threading
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -105,6 +106,31 @@ def read_records(path: Path) -> Reading:
         if line.torn:
             torn_at = line.offset
     return Reading(records, problems.sentences(path), torn_at, problems.left_out)
+
+
+def latest_of(paths: Iterable[Path]) -> tuple[list[RunRecord], list[str]]:
+    """The latest records of campaigns' directories or records files, and a sentence for all else in them.
+    Raises :class:`InputError`, also for lines of which none is a record."""
+    records: list[RunRecord] = []
+    problems: list[str] = []
+    for path in paths:
+        reading = read_records(path)
+        records += reading.latest()
+        problems += reading.problems
+    problems = list(dict.fromkeys(problems))
+    if not records:
+        refuse_only(problems)
+    return records, problems
+
+
+def refuse_only(problems: Sequence[str]) -> None:
+    """Raises :class:`InputError` where there is nothing but problems: tables and charts of no record would
+    look like those of a campaign that measured nothing."""
+    if problems:
+        raise InputError(
+            "\n".join([*problems, "no record is left to show"]),
+            hint="name another campaign, or measure again: stbench sweep --campaign NAME",
+        )
 
 
 class Store:

@@ -35,6 +35,8 @@ def read_given(paths: Sequence[Path]) -> Given:
         if beside.exists():
             for device, found in _findings(beside).items():
                 findings.setdefault(device, []).extend(found)
+    if not records:
+        store.refuse_only(problems)
     names = list(dict.fromkeys(name_of(path) for path in paths))
     more = f" and {count(len(names) - 2, 'more campaign')}" if len(names) > 3 else ""
     return Given(", ".join(names[:2] if more else names) + more, records, problems, findings)

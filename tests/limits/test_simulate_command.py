@@ -19,6 +19,7 @@ from stbench.agent.wire import CacheCounters, CacheUse, RunRecord
 from stbench.caches import cache_chart, cache_tables, clock, measured_caches, routings, simulate
 from stbench.errors import InputError
 from stbench.models import catalogue
+from stbench.tables import stamps
 from tests.host.conftest import Sandbox
 from tests.tables.factory import record
 
@@ -158,7 +159,8 @@ def test_rates_and_points_of_a_campaign(sandbox: Sandbox, tmp_path: Path, trace:
         "Predicted from 1.20 GB/s of storage and 30.0 tokens/s with all weights in memory (4 records with a "
         in out
     )
-    assert plot.read_bytes().startswith(b"\x89PNG")
+    stamp = stamps.words(stamps.digest([trace, results / "records.jsonl"]), chart="simulate")
+    assert stamps.read(plot.read_bytes()) == (stamp, True)
     data = json.loads(sandbox.run(*words, "--json")[1])
     (point,) = data["measured"]
     assert point["hit_rate"] == 450 / 512

@@ -109,6 +109,34 @@ def test_grid_tells_of_lines_that_it_could_not_read(
 
 
 @pytest.mark.parametrize(
+    "command",
+    [
+        ["grid"],
+        ["grid", "--index"],
+        ["report", "--out", "report.html"],
+        ["chart", "all"],
+        ["export", "--to", "junit"],
+        ["history"],
+    ],
+    ids=lambda words: "-".join(words[:2]),
+)
+def test_results_without_one_record_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], command: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Tables of nothing would look like those of a campaign that measured nothing."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    (tmp_path / "c1").mkdir()
+    (tmp_path / "c1" / "records.jsonl").write_text('{"torn')
+    assert cli.main([command[0], "c1", *command[1:]] if command[0] != "chart" else [*command, "c1"]) == 2
+    captured = capsys.readouterr()
+    assert "records.jsonl" in captured.err
+    assert "no record is left to show" in captured.err
+    assert captured.out == ""
+    assert sorted(os.listdir(tmp_path)) in (["c1"], ["c1", "cache"])
+
+
+@pytest.mark.parametrize(
     "words", [["missing"], ["c1", "--ratio-to", "local"], ["c1", "--ratio-to", "local=i99"]]
 )
 def test_grid_refuses_with_a_sentence(
