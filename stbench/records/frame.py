@@ -7,6 +7,7 @@ Nothing is averaged here. Speeds exist only for records that ended "ok" and whos
 ``decode_tps``            tokens/s of decoding: n_gen / sum(decode_ns); programs give the sum only
 ``prefill_tps``           tokens/s of prefill: sum(prefill_tokens) / sum(prefill_ns)
 ``ttft_ms``               time to first token, as recorded
+``load_ms``               opening the model and laying its weights out, in no other time
 ``tpot_ms``               time per output token: sum(decode_ns) / n_gen
 ``tpot_p95_ms``           95th percentile of decode_ns, where these are of single tokens; likewise tpot_p50_ms
                           and tpot_p99_ms
@@ -129,6 +130,7 @@ COLUMNS: dict[str, str] = {
     "gate_detail": "object",
     "gate_waited_s": "float64",
     "weights_repacked": "object",
+    "load_ms": "float64",
     "attempt": "int64",
     "read_gb_per_s": "float64",
     "gather_gb_per_s": "float64",
@@ -318,6 +320,7 @@ def own_row(record: RunRecord) -> dict[str, Any]:
         "load": effective.load if effective else "",
         "populate": settings.populate,
         "weights_repacked": _REPACKED[effective.weights_repacked if effective else None],
+        "load_ms": effective.load_ns / 1e6 if effective and effective.load_ns else math.nan,
         "purpose": record.purpose,
         "provenance": record.provenance,
         "usable": usable,

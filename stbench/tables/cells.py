@@ -191,6 +191,7 @@ def details_of(replicates: pd.DataFrame) -> dict[str, Any]:
         "affinity": _texts(ran["affinity"]),
         "isa": _texts(ran["isa"]),
         "load": _texts(ran["load"]),
+        "load_ms": _median(usable["load_ms"]),
         "sparse_ffn": _texts(ran["sparse_ffn_effective"]),
         "down_layout": _texts(ran["down_layout"]),
         "check": dict(sorted(Counter(ran["check"]).items())),
