@@ -22,10 +22,11 @@ from stbench.sweeps.presets import CACHE_WARMUP_TOKENS
 
 @dataclass(frozen=True)
 class Measured:
-    """One case, over its replicates: medians. ``simulated_hit_rate``: the same policy over just the tokens
-    that the run decoded, counted after its prompt; ``predicted_tokens_per_s``: with those hits and what each
-    run's reads got from storage (:mod:`stbench.caches.predicted`), the median; ``probed_tokens_per_s``: the
-    same with what was probed before and after it. None where that is not known."""
+    """One case, over its replicates: medians. ``hit_rate``: see :func:`hit_rate`; ``simulated_hit_rate``: the
+    same policy over just the tokens that the run decoded, counted after its prompt, guesses included;
+    ``predicted_tokens_per_s``: with those hits and what each run's reads got from storage
+    (:mod:`stbench.caches.predicted`), the median; ``probed_tokens_per_s``: the same with what was probed
+    before and after it. None where that is not known."""
 
     label: str
     policy: str
@@ -112,9 +113,11 @@ def measured(
         if record.cache is not None and record.cache.decode.requests and has_routing(record, file_digests):
             cases.setdefault((record.device, record.case), []).append((record, tps, compute))
 
-    def speeds(found: list[_Run], exact: Outcome | None, latency_s: float | None) -> list[float | None]:
-        """Predicted, of the runs of one case; only runs that guess are simulated one by one."""
-        speeds = []
+    def foreseen(
+        found: list[_Run], exact: Outcome | None, latency_s: float | None
+    ) -> tuple[list[float | None], list[float | None]]:
+        """Speeds and hit rates of the runs of one case; only runs that guess are simulated one by one."""
+        speeds, hit_rates = [], []
         for record, _, compute in found:
             machine = predicted.machine_of(record, compute, shares or {}, latency_s)
             clock = predicted.clock_of(record, machine)
@@ -122,7 +125,8 @@ def measured(
             if clock is not None and record.cache is not None:
                 outcome = simulated(record, trace, simulator_of(record.cache.policy, clock))
             speeds.append(predicted.tokens_per_s(record, outcome, machine))
-        return speeds
+            hit_rates.append(outcome.hit_rate if outcome else None)
+        return speeds, hit_rates
 
     points = []
     latency_s = predicted.first_read_s(record for found in cases.values() for record, _, _ in found)
@@ -131,7 +135,7 @@ def measured(
         assert first.cache is not None
         counters = [(record.cache.decode, record.workload.n_gen) for record, _, _ in found if record.cache]
         outcome = simulated(first, trace, simulator_of(first.cache.policy, None))
-
+        speeds, hit_rates = foreseen(found, outcome, None)
         points.append(
             Measured(
                 label=first.label,
@@ -143,9 +147,9 @@ def measured(
                 bytes_per_token=statistics.median(decode.bytes_read / n_gen for decode, n_gen in counters),
                 tokens_per_s=statistics.median(tps for _, tps, _ in found),
                 replicates=len(found),
-                simulated_hit_rate=outcome.hit_rate if outcome else None,
-                predicted_tokens_per_s=predicted.median(speeds(found, outcome, None)),
-                probed_tokens_per_s=predicted.median(speeds(found, outcome, latency_s))
+                simulated_hit_rate=predicted.median(hit_rates),
+                predicted_tokens_per_s=predicted.median(speeds),
+                probed_tokens_per_s=predicted.median(foreseen(found, outcome, latency_s)[0])
                 if latency_s is not None
                 else None,
             )
@@ -154,8 +158,10 @@ def measured(
 
 
 def hit_rate(counters: CacheCounters) -> float:
-    """What was there when it was asked for; a unit that a guess was still loading was not."""
-    return counters.hits / counters.requests
+    """Requests that no read was for. What a right guess brought was read for its request, in time or not: no
+    hit here, as it is none of a simulation, while ``counters.hits`` has those that were in time."""
+    vain = counters.guesses - counters.guesses_used - counters.guesses_cancelled
+    return 1 - (counters.loads - vain) / counters.requests
 
 
 def simulated(record: RunRecord, trace: Routing, simulator: Simulator) -> Outcome | None:

@@ -78,6 +78,16 @@ def test_the_committed_sizes_are_predicted_within_a_tenth(sandbox: Sandbox) -> N
         assert each["simulated_hit_rate"] == pytest.approx(each["hit_rate"], abs=0.02)
 
 
+def test_what_a_guess_brought_is_no_hit_and_what_it_read_in_vain_no_miss() -> None:
+    plain = counters(requests=100, hits=60)
+    assert measured_caches.hit_rate(plain) == pytest.approx(0.60)
+    # 30 guesses, of which 20 were asked for (15 of them in time), 5 cancelled and 5 read in vain.
+    guessed = dataclasses.replace(
+        plain, hits=75, loads=40 + 5, guesses=30, guesses_used=20, guesses_cancelled=5
+    )
+    assert measured_caches.hit_rate(guessed) == pytest.approx(0.60)
+
+
 def test_guesses_are_simulated_as_often_right_as_runs_were(
     sandbox: Sandbox, trace: Path, tmp_path: Path
 ) -> None:
