@@ -94,7 +94,7 @@ int32_t round_store16(V16 v, int8_t* q) {
 }  // namespace
 }  // namespace sbr
 
-#include "kernels/float_kernels.h"
+#include "kernels/float_attention.h"
 
 namespace sbr {
 namespace {
@@ -157,6 +157,7 @@ constexpr Kernels make_table() {
   Kernels k = quantised_table(SBR_ISA_AVX2, "avx2", axpy_rows_blocks<BlockQ4_0>, axpy_rows_blocks<BlockQ8_0>);
   set_interleaved_kernels(&k);
   set_float_kernels(&k, SBR_TYPE_F32, SBR_TYPE_F16, SBR_TYPE_BF16);
+  set_attention_kernels(&k);
   return k;
 }
 

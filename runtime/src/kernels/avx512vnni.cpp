@@ -72,7 +72,7 @@ int32_t round_store16(V16 v, int8_t* q) {
 }  // namespace
 }  // namespace sbr
 
-#include "kernels/float_kernels.h"
+#include "kernels/float_attention.h"
 
 namespace sbr {
 namespace {
@@ -143,6 +143,7 @@ constexpr Kernels make_table() {
   k.weights[SBR_TYPE_Q4_0].up_down = up_down_q4_0_avx512vnni;
   set_interleaved_kernels(&k);
   set_float_kernels(&k, SBR_TYPE_F32, SBR_TYPE_F16, SBR_TYPE_BF16);
+  set_attention_kernels(&k);
   k.compact_greater = compact_greater_avx512vnni;
   return k;
 }
