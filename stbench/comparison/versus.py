@@ -273,8 +273,8 @@ def ratio_table(found: EngineRatios, ours: str, others: str) -> Table:
         )
     if limited:
         lines.append(
-            f"Memory allows: the ratio of a {ours} that reads the same weights at the rates probed beside its "
-            "runs and computes in no time (median over all pairs)."
+            f"Memory allows: the ratio of a {ours} that reads the same weights at the rates probed beside "
+            "its runs and computes in no time (median over all pairs)."
         )
     if any(_out_of_reach(row, wanted) for row in found.rows for wanted in _wanted(row)):
         lines.append("m: above what the memory allowed beside these runs.")
