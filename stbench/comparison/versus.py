@@ -276,7 +276,7 @@ def ratio_table(found: EngineRatios, ours: str, others: str) -> Table:
             f"Memory allows: the ratio of a {ours} that reads the same weights at the rates probed beside "
             "its runs and computes in no time (median over all pairs)."
         )
-    if any(_out_of_reach(row, wanted) for row in found.rows for wanted in _wanted(row)):
+    if any(_out_of_reach(row, *held) for row in found.rows for held in _held(row)):
         lines.append("m: above what the memory allowed beside these runs.")
     lines.append(f"Sparse rows, too, stand against the one row of {others}, which has no such switches.")
     metrics = sorted({METRICS[row.comparison.metric].partition(",")[0] for row in found.rows})
@@ -307,21 +307,20 @@ def _cells(row: EngineRow) -> dict[str, Cell]:
     if row.memory_allows is not None:
         cells["allows"] = Cell(number(row.memory_allows), value=row.memory_allows)
     if row.bar is not None:
-        for name, wanted, verdict in (
-            ("bar", row.bar.bar, row.bar_verdict),
-            ("goal", row.bar.goal, row.goal_verdict),
-        ):
-            reach = " m" * _out_of_reach(row, wanted)
+        for name, (wanted, verdict) in zip(("bar", "goal"), _held(row), strict=True):
+            reach = " m" * _out_of_reach(row, wanted, verdict)
             cells[name] = Cell(f"{wanted:g} {verdict}{mark}{reach}", value=wanted)
     return cells
 
 
-def _wanted(row: EngineRow) -> tuple[float, ...]:
-    return () if row.bar is None else (row.bar.bar, row.bar.goal)
+def _held(row: EngineRow) -> tuple[tuple[float, str], ...]:
+    """Bar and goal, each with its verdict."""
+    return () if row.bar is None else ((row.bar.bar, row.bar_verdict), (row.bar.goal, row.goal_verdict))
 
 
-def _out_of_reach(row: EngineRow, wanted: float) -> bool:
-    return row.memory_allows is not None and row.memory_allows < wanted
+def _out_of_reach(row: EngineRow, wanted: float, verdict: str) -> bool:
+    """What was met was in reach, whatever a probe beside it said."""
+    return verdict != MET and row.memory_allows is not None and row.memory_allows < wanted
 
 
 def json_of(found: EngineRatios) -> dict[str, Any]:

@@ -171,7 +171,7 @@ def _without_number(rows: pd.DataFrame) -> tuple[str, str]:
 
 def _missing(a: Side, b: Side, pairs: Sequence[tuple[str, pd.DataFrame, pd.DataFrame]]) -> list[Finding]:
     here = {case for case, _, _ in pairs}
-    rest = a.frame[~a.frame["label"].isin(here)].drop_duplicates("label")
+    rest = a.frame[~a.frame["label"].map(case_label).isin(here)].drop_duplicates("label")
     return [
         Finding(
             str(row["device"]),

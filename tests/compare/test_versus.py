@@ -164,6 +164,9 @@ def test_the_table_says_what_the_memory_allowed() -> None:
     text = render.markdown([ratio_table(wide, "sbr", "llama-bench")])
     assert "| 1.4 not met | 1.7 not met |" in text
     assert "m: above" not in text
+    fast = [*llama("smallthinker-4b", noisy(9, 0, 20)), *decode(noisy(9, 1, 32))]
+    text = render.markdown([ratio_table(ratios([beside(one, 12) for one in fast]), "sbr", "llama-bench")])
+    assert "| 1.22 | 1.4 met | 1.7 not met m |" in text, "what was met was in reach"
     assert ratios(campaign()).rows[0].memory_allows is None, "no probe"
 
 
