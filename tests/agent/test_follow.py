@@ -122,12 +122,14 @@ def test_cancel_reaches_a_job_that_another_one_submitted(board: Board) -> None:
 
 def test_cancel_between_two_steps_of_the_job(tmp_path: Path) -> None:
     """Where no child runs that could be told."""
+    begun = tmp_path / "begun"
     patch = (
-        "from stbench.agent import supervise\nimport time\nsupervise.run_job = lambda job: time.sleep(500)"
+        "from stbench.agent import supervise\nimport pathlib, time\n"
+        f"supervise.run_job = lambda job: (pathlib.Path({str(begun)!r}).touch(), time.sleep(500))"
     )
     board = Board(tmp_path, patch)
     follower = board.submit(ENDLESS)
-    board.keeper()
+    eventually(begun.exists)  # a wish that comes sooner ends a job that was never started
     assert follower.stdin is not None
     follower.stdin.write("cancel\n")
     follower.stdin.flush()
