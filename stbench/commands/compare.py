@@ -9,6 +9,7 @@ from stbench.commands import AddUp, add_command
 
 if TYPE_CHECKING:
     from stbench.commands import Subparsers
+    from stbench.records.sides import Side
     from stbench.tables.table import Table
 
 _EXAMPLE = """
@@ -53,6 +54,11 @@ def register(subparsers: Subparsers) -> None:
         help="compare rows that differ in these fields",
     )
     parser.add_argument(
+        "--bandwidth",
+        metavar="LOW:HIGH",
+        help="only runs beside which memory was read at so many GB/s, such as 60: or 32:45",
+    )
+    parser.add_argument(
         "--fail-on",
         action="append",
         default=[],
@@ -85,7 +91,7 @@ def _sides(args: argparse.Namespace) -> int:
     from stbench.records.sides import read_side
 
     log = stderr_console(quiet=args.quiet)
-    a, b = (read_side(text) for text in args.results)
+    a, b = (_chosen(args, read_side(text)) for text in args.results)
     floors, problems = noise.read_floors()
     # Both sides may be of one file.
     for problem in dict.fromkeys((*a.problems, *b.problems, *problems)):
@@ -134,7 +140,7 @@ def _engines(args: argparse.Namespace) -> int:
         raise errors.UsageError(
             f"{', '.join(refused)}: not with --engines, whose ratios are held against bars"
         )
-    side = read_side(args.results[0])
+    side = _chosen(args, read_side(args.results[0]))
     for problem in side.problems:
         stderr_console(quiet=args.quiet).print(problem, markup=False, soft_wrap=True)
     found = versus.engine_ratios(side, *names, metrics=(args.metric,) if args.metric else None)
@@ -142,6 +148,12 @@ def _engines(args: argparse.Namespace) -> int:
     if "inconclusive" in args.fail_on and any(row.bar_verdict == "inconclusive" for row in found.rows):
         return errors.EXIT_INCONCLUSIVE
     return errors.EXIT_OK
+
+
+def _chosen(args: argparse.Namespace, side: Side) -> Side:
+    from stbench.comparison import bandwidth
+
+    return side if args.bandwidth is None else bandwidth.within(side, bandwidth.parse(args.bandwidth))
 
 
 def _print(args: argparse.Namespace, table: Table, data: dict[str, Any]) -> None:

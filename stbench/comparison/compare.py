@@ -119,7 +119,7 @@ def compare(
     :class:`CellsFailed` where a side computed wrong output or has no usable replicate of any case.
     """
     known(ignore, metric)
-    notes: list[str] = []
+    notes = list(dict.fromkeys(side.chosen for side in (a, b) if side.chosen))
     pairs = matched(a, b, metric, [name for name in NAMES if name not in ignore], notes)
     problems = [line for case, x, y in pairs for line in differences(case, a, b, x, y, ignore)]
     if problems:

@@ -19,6 +19,7 @@ from typing import Any
 
 import pandas as pd
 
+from stbench.comparison import bandwidth
 from stbench.comparison.compare import Comparison, Prepared, every_pair, judge, prepare
 from stbench.comparison.matching import METRICS, pairing
 from stbench.comparison.verdict_table import method_notes, n_text, ratio_text
@@ -114,7 +115,7 @@ def engine_ratios(
                 f"{side.name} has no record of the engine {engine}; it has {', '.join(there)}",
                 hint=f"stbench sweep --engines {ours},{others} measures both in one campaign",
             )
-    notes: list[str] = []
+    notes = [said for said in (side.chosen, bandwidth.states(side)) if said]
     named: list[tuple[pd.DataFrame, Prepared, Prepared | None, float | None]] = []
     for _, group in frame.groupby(list(_ROW), sort=False):
         theirs = group[group["engine"] == others]

@@ -19,11 +19,13 @@ from stbench.records.frame import to_frame, unique_records
 @dataclass(frozen=True)
 class Side:
     """Rows of :func:`stbench.records.frame.to_frame` under the name that messages use. ``problems``:
-    unreadable lines of the file, one sentence each."""
+    unreadable lines of the file, one sentence each. ``chosen``: a sentence where rows were left out by what
+    was measured beside them."""
 
     name: str
     frame: pd.DataFrame
     problems: tuple[str, ...] = ()
+    chosen: str = ""
 
 
 def side_of(name: str, records: Iterable[RunRecord]) -> Side:

@@ -63,6 +63,7 @@ def test_markdown_is_a_table(sandbox: Sandbox, pair: tuple[str, str]) -> None:
         (["--threshold", "0"], "--threshold 0: expected percent"),
         (["--engines", "sbr"], "--engines sbr: expected two engines"),
         (["--engines", "sbr,llama-bench"], "--engines compares within one RESULTS"),
+        (["--bandwidth", "60"], "--bandwidth 60: expected LOW:HIGH in GB/s"),
     ],
 )
 def test_impossible_options_are_refused(
