@@ -165,7 +165,7 @@ def test_beside(n):
 
 def test_own():
     deadline = time.monotonic() + 200
-    while not any("claim-of-0" in path for _, _, files in os.walk(os.environ["TMPDIR"]) for path in files):
+    while not any("0.claim" in files for _, _, files in os.walk(os.environ["TMPDIR"])):
         assert time.monotonic() < deadline
         time.sleep(0.02)
 """

@@ -12,7 +12,7 @@ import os
 import select
 import signal
 import time
-from typing import Any, List, Optional
+from typing import Any, List, Optional, Tuple
 
 from .memhold import Hold, Parts, Refused, no_swap, write
 from .tree import Tree
@@ -94,20 +94,21 @@ class Ballast(Hold):
             said = _first_line(reader, _PATIENCE_S + available / float(1 << 30) * _PATIENCE_S_PER_GIB)
         finally:
             os.close(reader)
-        if not said.isdigit():
+        numbers = said.split()
+        if len(numbers) != 2 or not all(number.isdigit() for number in numbers):
             self.remove()
             raise Refused("memory could not be locked: " + (said or "it took too long"))
-        self._locked = int(said)
-        self._available = _meminfo(tree, "MemAvailable")
+        # What the process saw when it had done: read again, it would have moved with what others do.
+        self._locked, self._available = map(int, numbers)
 
-    def limit(self) -> Optional[int]:
+    def limit(self) -> int:
         """What was left available when all else was locked."""
         return self._available
 
     def usage(self) -> Optional[int]:
         """What was taken of that."""
         now = _meminfo(self._tree, "MemAvailable")
-        return max(self._available - now, 0) if self._available is not None and now is not None else None
+        return max(self._available - now, 0) if now is not None else None
 
     def swap_off(self) -> Optional[bool]:
         """See :class:`.memhold.Hold`."""
@@ -160,8 +161,7 @@ def _hold_locked(tree: Tree, limit_bytes: int, writer: int, parent: int) -> None
         if os.getppid() != parent:
             os._exit(1)
         write(tree, "proc/self/oom_score_adj", "1000")
-        locked = _lock_down_to(tree, libc, limit_bytes)
-        os.write(writer, b"%d\n" % locked)
+        os.write(writer, b"%d %d\n" % _lock_down_to(tree, libc, limit_bytes))
         os.close(writer)
         while True:
             signal.pause()
@@ -175,14 +175,15 @@ def _hold_locked(tree: Tree, limit_bytes: int, writer: int, parent: int) -> None
 _kept: List[Any] = []
 
 
-def _lock_down_to(tree: Tree, libc: Any, limit_bytes: int) -> int:
-    """Locks memory until no more than the limit is available; returns how much."""
+def _lock_down_to(tree: Tree, libc: Any, limit_bytes: int) -> Tuple[int, int]:
+    """Locks memory until no more than the limit is available; returns how much, and what is available."""
     libc.mlock.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
     locked, total = 0, _meminfo(tree, "MemTotal") or 0
     while locked < total:
-        excess = (_meminfo(tree, "MemAvailable") or 0) - limit_bytes
+        available = _meminfo(tree, "MemAvailable") or 0
+        excess = available - limit_bytes
         if excess <= 0:
-            return locked
+            return locked, available
         size = max(_SMALLEST_STEP, min(_STEP, excess) // _SMALLEST_STEP * _SMALLEST_STEP)
         block = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         if libc.mlock(ctypes.addressof(ctypes.c_char.from_buffer(block)), size):

@@ -23,6 +23,9 @@ RESERVE_BYTES = 16 << 20
 # Of the limit: page tables take 1/512, counters that the kernel adds up late and page cache that reads go
 # through the rest. A group at 99 % of its limit reclaims at every read.
 RESERVE_SHARE = 64
+# On top of a limit that is named: no two runs of a job have the same bytes in the process (0.1 MiB apart
+# here), and the kernel counts some of them late.
+_SPARE_BYTES = 1 << 20
 
 _MIB = float(1 << 20)
 
@@ -92,7 +95,7 @@ def choose(asked: str, needs: Needs, there: Room, n_vocab: int) -> Chosen:
                 _mib(size),
                 _mib(there.limit),
                 _account(needs, there),
-                _way_out(certain + size + reserve_bytes(there.limit, n_vocab), needs, there, n_vocab),
+                _way_out(certain + size, needs, there, n_vocab),
             ),
         )
     return Chosen(size, "")
@@ -129,7 +132,7 @@ def _largest(needs: Needs, there: Room, n_vocab: int) -> Chosen:
     if size < needs.minimum:
         # Where the machine is short the limit is not what to raise.
         bound = there.limit is not None and free == there.limit - there.resident - beside
-        least = there.resident + beside + needs.minimum
+        held = there.resident + needs.kv_bytes + needs.scratch_bytes + needs.minimum
         what = "the limit of %s" % _mib(there.limit or 0) if bound else "the memory that is available"
         raise NativeError(
             _abi.ERR_MEMORY,
@@ -139,7 +142,7 @@ def _largest(needs: Needs, there: Room, n_vocab: int) -> Chosen:
                 _mib(needs.minimum),
                 _account(needs, there),
                 _mib(reserve),
-                _way_out(least, needs, there, n_vocab) if bound else "end other programs",
+                _way_out(held, needs, there, n_vocab) if bound else "end other programs",
             ),
         )
     if size == needs.total_bytes:
@@ -160,9 +163,11 @@ def _account(needs: Needs, there: Room) -> str:
     )
 
 
-def _way_out(least_limit: int, needs: Needs, there: Room, n_vocab: int) -> str:
-    """The smallest limit, and the largest cache under this one where there is any."""
-    text = "the smallest limit for it is %d MiB" % math.ceil(least_limit / _MIB)
+def _way_out(held: int, needs: Needs, there: Room, n_vocab: int) -> str:
+    """The smallest limit for ``held`` bytes, and the largest cache under this one where there is any."""
+    # A larger limit has a larger reserve: its own counts.
+    least = (held + reserve_bytes(None, n_vocab)) * RESERVE_SHARE / (RESERVE_SHARE - 1.0) + _SPARE_BYTES
+    text = "the smallest limit for it is %d MiB" % math.ceil(least / _MIB)
     limit = there.limit or 0
     free = limit - there.resident - needs.kv_bytes - needs.scratch_bytes - reserve_bytes(limit, n_vocab)
     if free >= needs.minimum:

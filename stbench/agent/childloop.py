@@ -115,7 +115,9 @@ class Loop:
             if waited:
                 status = wait_status
         self._kill()
+        # What it left itself is there already, and is read however late we come to it.
         drained = time.monotonic() + _DRAIN_S
+        self._read(0.05)
         while self._open and time.monotonic() < drained:
             self._read(0.05)
         for descriptor in (self._results_fd, self._log_fd):

@@ -214,7 +214,8 @@ class _Follower:
 
     def _follow(self, pipe: Optional[int]) -> None:
         """Returns when the job's lock may be free: our own keeper ended, or a while has passed."""
-        self._followed = True
+        # A lock beside a record is of somebody who looks at that, not of the job.
+        self._followed = self._followed or pipe is not None or self._spool.record(self._key) is None
         if pipe is None:
             self._idle(_POLL_S, None, "")
             return

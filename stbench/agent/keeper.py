@@ -22,6 +22,7 @@ from .spool import Spool, Started
 _PR_SET_CHILD_SUBREAPER = 36
 # Killing everything takes this many looks at most; each takes some milliseconds.
 _LOOKS = 200
+_STOPPING = (signal.SIGALRM, signal.SIGTERM, signal.SIGINT)
 
 
 class _Ended(Exception):
@@ -85,9 +86,12 @@ def _run(job: wire.JobSpec, spool: Spool, key: str, started: Started) -> wire.Ru
     limit_s, begin = lease.lease_s(job), time.monotonic()
     values: Dict[str, Any] = wire.to_json(started)
     values.update(pid=os.getpid(), pid_start=start_ticks(os.getpid()))
+    # Who reads there who it is may tell it to stop at once: that waits until somebody listens.
+    signal.pthread_sigmask(signal.SIG_BLOCK, _STOPPING)
     spool.note_start(key, Started(**values))
     try:
         _on_signals(limit_s)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOPPING)
         record = supervise.run_job(job)
         _ignore_signals()
     except _Ended as error:
@@ -108,13 +112,13 @@ def _on_signals(limit_s: float) -> None:
             raise _Ended("timeout", "not done when its lease of %g s was over" % limit_s)
         raise _Ended("cancelled", "%s between two steps" % signal.Signals(number).name)
 
-    for number in (signal.SIGALRM, signal.SIGTERM, signal.SIGINT):
+    for number in _STOPPING:
         signal.signal(number, ended)
     signal.setitimer(signal.ITIMER_REAL, limit_s)
 
 
 def _ignore_signals() -> None:
-    for number in (signal.SIGALRM, signal.SIGTERM, signal.SIGINT):
+    for number in _STOPPING:
         signal.signal(number, signal.SIG_IGN)
 
 

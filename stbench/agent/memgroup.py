@@ -17,7 +17,7 @@ PREFIX = "stbench-"
 V2, V1 = "cgroup-v2", "cgroup-v1"
 
 # A group is busy until the kernel has buried its last process.
-_REMOVE_S = 3.0
+_REMOVE_S = 10.0
 _MAX_NAMES = 100
 _PF_EXITING = 0x4
 

@@ -150,7 +150,9 @@ def _wait(process: "subprocess.Popen[bytes]", watch: "_Watch", streams: "_Stream
         if pid:
             break
         pause = min(pause * 2, _LOOK_S)
+    # What it left itself is there already, and is read however late we come to it.
     drained = time.monotonic() + _DRAIN_S
+    streams.read(0.0)
     while streams.open and time.monotonic() < drained:
         streams.read(0.05)
     return status, usage

@@ -165,7 +165,8 @@ class Sampler:
         largest, rss = self._pid, None
         for pid in processes(self._tree, self._pid):
             words = (self._tree.text("proc/%d/statm" % pid) or "").split()
-            if len(words) > 1 and words[1].isdigit() and int(words[1]) * self._page_bytes >= (rss or 0):
+            # Of a process that has ended it says 0 until somebody reaps it.
+            if len(words) > 1 and words[1].isdigit() and int(words[1]) * self._page_bytes > (rss or 0):
                 largest, rss = pid, int(words[1]) * self._page_bytes
         if now < self._pss_due or not self._phase.startswith(_TIMED):
             return rss, None

@@ -83,6 +83,7 @@ class _Attended:
     def __init__(self, worker: Worker) -> None:
         self.name = worker.names[0]
         self._worker = worker
+        self._begun = threading.Lock()
         self._ended = threading.Event()
 
     def start(self) -> None:
@@ -90,9 +91,16 @@ class _Attended:
         threading.Thread(target=self._run, name=self.name, daemon=True).start()
 
     def _run(self) -> None:
+        if not self._begun.acquire(blocking=False):
+            return
         try:
             self._worker.run()
         finally:
+            self._ended.set()
+
+    def keep_from_beginning(self) -> None:
+        """Unless it has begun: Ctrl-C may come before its thread is there."""
+        if self._begun.acquire(blocking=False):
             self._ended.set()
 
     def wait(self) -> None:
@@ -120,6 +128,7 @@ def _side_by_side(workers: Sequence[Worker], stop: Stop, ledger: Ledger, observe
             observer.note("stopping: running jobs are being cancelled (Ctrl-C again gives up waiting)")
             stop.ask()
             for one in begun:
+                one.keep_from_beginning()
                 one.wait()
     except KeyboardInterrupt:
         stop.ask()

@@ -26,6 +26,9 @@ from stbench.yamlfile import printable
 
 STDERR_TAIL_BYTES = 16 << 10
 CANCEL_GRACE_S = 5.0
+# For our threads to end after the process: at once, unless its own children hold its pipes. A busy machine
+# may take more than a second to read what was written last.
+_THREADS_S = 5.0
 
 _PR_SET_PDEATHSIG = 1
 
@@ -260,7 +263,7 @@ class LocalRunning:
             self.kill()
             code = self._process.wait()
         for thread in self._threads:
-            thread.join(1.0)
+            thread.join(_THREADS_S)
         for stream in (self._process.stdout, self._process.stderr):
             if stream is not None and not self._threads[1].is_alive():
                 stream.close()

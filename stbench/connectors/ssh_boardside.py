@@ -89,7 +89,9 @@ def end_other_writers(part: str) -> None:
         except OSError:
             continue
         if os.path.realpath(part) in files:
-            os.kill(int(name), signal.SIGKILL)
+            # It may have ended by itself since.
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(int(name), signal.SIGKILL)
 
 
 def receive(path: str, sha256: str, total: int) -> None:

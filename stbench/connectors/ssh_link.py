@@ -27,6 +27,8 @@ from stbench.yamlfile import printable
 # 2.3 times the rate of the first that paramiko would propose, aes128-ctr with a separate MAC.
 FAST_CIPHERS = ("aes128-gcm@openssh.com", "aes256-gcm@openssh.com")
 CALL_TIMEOUT_S = 60.0
+# Between the end of a broken connection's channels and its own.
+BREAKING_S = 1.0
 
 # Without a handler paramiko's threads would print tracebacks of broken links on stderr.
 logging.getLogger("paramiko").addHandler(logging.NullHandler())
@@ -68,6 +70,14 @@ class Link:
         """Whether anything can still be asked of it."""
         return not self._closed.is_set() and self._transports[-1].is_active()
 
+    def broke(self) -> bool:
+        """Whether it is lost, to whoever lost a channel: that goes a moment before the connection is known to
+        have broken."""
+        until = time.monotonic() + BREAKING_S
+        while self.alive and time.monotonic() < until:
+            time.sleep(0.01)
+        return not self.alive
+
     def lost(self) -> LinkLost:
         """The error that says so."""
         why = self._why or "the connection broke"
@@ -106,13 +116,16 @@ class Link:
                     out[error_stream] += chunk
             status = channel.recv_exit_status() if channel.status_event.wait(timeout_s) else -1
         except (paramiko.SSHException, OSError, EOFError) as error:
-            if not self.alive:
+            if self.broke():
                 raise self.lost() from error
             raise DeviceError(
                 f"{self._device.name}: no answer from the board: {printable(str(error))}"
             ) from error
         finally:
             channel.close()
+        # To a reader a lost link is the end of the output, and no error.
+        if status < 0 and self.broke():
+            raise self.lost()
         return status, out[False].decode("utf-8", "replace"), out[True].decode("utf-8", "replace")
 
     def lose(self, why: str) -> None:
@@ -129,8 +142,14 @@ class Link:
     def _watch(self) -> None:
         patience = self._device.silence_s
         asking: threading.Thread | None = None
+        looked = time.monotonic()
         while not self._closed.wait(patience / 4) and self._transports[-1].is_active():
-            quiet = time.monotonic() - self._heard.at
+            now = time.monotonic()
+            # It was we who stood still: what came meanwhile is yet to be read, and nobody asked for more.
+            if now - looked > patience / 2:
+                self._heard.at = now
+            looked = now
+            quiet = now - self._heard.at
             if quiet > patience:
                 self.lose(f"no sign of life for {quiet:.0f} s")
             elif quiet > patience / 5 and (asking is None or not asking.is_alive()):

@@ -95,7 +95,7 @@ class SshRunning:
             self._channel.exec_command(command)
         except (paramiko.SSHException, OSError, EOFError) as error:
             self._channel.close()
-            if not link.alive:
+            if link.broke():
                 raise link.lost() from error
             raise DeviceError(f"the board's sshd runs no commands: {error}") from error
         self._drainer = threading.Thread(target=self._drain, daemon=True)
@@ -152,10 +152,8 @@ class SshRunning:
                 break
             self._drainer.join(0.05)
         self._drainer.join(4 * TICK_S)
-        # Its channel goes a moment before a broken connection is known as such.
-        until = time.monotonic() + 1.0
-        while self._code is None and not self._killed and self._link.alive and time.monotonic() < until:
-            time.sleep(0.01)
+        if self._code is None and not self._killed:
+            self._link.broke()
         lost = self._lost or (self._code is None and not self._killed and not self._link.alive)
         self._channel.close()
         code = -1 if lost else -9 if self._code is None else self._code

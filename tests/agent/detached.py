@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -16,7 +17,7 @@ from stbench.agent.wire import Alive, JobSpec, Receipt, RunRecord, SpoolEntry
 from tests.agent.conftest import ROOT, STARTED
 
 
-def eventually(condition: Callable[[], object], seconds: float = 30.0) -> None:
+def eventually(condition: Callable[[], object], seconds: float = 60.0) -> None:
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "waited in vain"
@@ -27,16 +28,21 @@ def writes_or_ends(child: int, path: Path) -> None:
     """Waits until a child of this process has appended to a file, however long a busy machine takes."""
     before = path.stat().st_size if path.exists() else 0
     ended = os.WEXITED | os.WNOHANG | os.WNOWAIT
-    eventually(
-        lambda: os.waitid(os.P_PID, child, ended) or (path.exists() and path.stat().st_size > before), 60
-    )
+    eventually(lambda: os.waitid(os.P_PID, child, ended) or (path.exists() and path.stat().st_size > before))
 
 
 def alive(pid: int) -> bool:
     """Not gone, and not only waiting for whoever reaps it."""
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
     except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def leads_a_session(pid: int) -> bool:
+    try:
+        return os.getsid(pid) == pid
+    except ProcessLookupError:
         return False
 
 
@@ -108,7 +114,7 @@ class Board:
         found: list[int] = []
 
         def there() -> bool:
-            found[:] = [pid for pid in self.processes() if os.getsid(pid) == pid]
+            found[:] = [pid for pid in self.processes() if leads_a_session(pid)]
             return bool(found)
 
         eventually(there)
@@ -124,10 +130,17 @@ class Board:
         return int(found[0])
 
     def kill_everything(self) -> None:
-        """What a reboot does to it."""
-        for pid in self.processes():
-            os.kill(pid, signal.SIGKILL)
-        eventually(lambda: not self.processes())
+        """What a reboot does to it: nobody sees another one end; what was just being started ends, too."""
+
+        def nothing_left() -> bool:
+            left = self.processes()
+            for number in (signal.SIGSTOP, signal.SIGKILL):
+                for pid in left:
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(pid, number)
+            return not left
+
+        eventually(nothing_left)
 
 
 def record_of(process: subprocess.Popen[str]) -> RunRecord:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 
@@ -43,4 +44,7 @@ class Board:
     def write(self, path: str, text: str) -> None:
         """Changes one file, until the story does."""
         (self.root / path).parent.mkdir(parents=True, exist_ok=True)
-        (self.root / path).write_text(text + "\n")
+        # Whole, for whoever reads it meanwhile; beside the tree, which nobody lists.
+        new = self.root.with_suffix(".new")
+        new.write_text(text + "\n")
+        os.replace(new, self.root / path)

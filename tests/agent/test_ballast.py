@@ -59,7 +59,7 @@ def test_ballast_that_was_killed_held_nothing(weights: Path) -> None:
     killer = (
         "def work_pid(self):\n"
         "    os.kill(self._pid, 9)\n"
-        "    time.sleep(0.2)\n"
+        "    os.waitid(os.P_PID, self._pid, os.WEXITED | os.WNOWAIT)\n"
         "from stbench.agent.ballast import Ballast\n"
         "Ballast.admit = lambda self, pid: work_pid(self)\n"
     )

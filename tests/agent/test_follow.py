@@ -13,13 +13,14 @@ from pathlib import Path
 import pytest
 
 from stbench.agent import wire
+from stbench.agent.spool import Spool
 from stbench.agent.wire import Alive, JobSpec, RunRecord
 from tests.agent.conftest import fake_job
 from tests.agent.detached import Board, alive, busy, eventually, record_of
 
 # A job whose limits are never the reason that it ends; the tests' own waits end before.
 SLOW = fake_job("sleep=0.2")
-ENDLESS = fake_job("hang", timeout_s=60.0)
+ENDLESS = fake_job("hang", timeout_s=300.0)
 
 
 @pytest.fixture
@@ -120,6 +121,23 @@ def test_cancel_reaches_a_job_that_another_one_submitted(board: Board) -> None:
     assert record_of(second) == record_of(first)
 
 
+def test_a_cancelled_job_runs_again_whoever_looks_at_its_record(board: Board) -> None:
+    first = board.submit(ENDLESS)
+    board.measuring()
+    assert first.stdin is not None
+    first.stdin.write("cancel\n")
+    first.stdin.flush()
+    assert record_of(first).status == "cancelled"
+    (path,) = board.spool.glob("*.record")
+    lock = Spool(str(board.spool)).try_lock(path.stem)
+    assert lock is not None
+    again = board.submit(ENDLESS)
+    assert again.stdout is not None
+    wire.loads(Alive, again.stdout.readline())
+    os.close(lock)
+    board.measuring()
+
+
 def test_cancel_between_two_steps_of_the_job(tmp_path: Path) -> None:
     """Where no child runs that could be told."""
     begun = tmp_path / "begun"
@@ -134,6 +152,20 @@ def test_cancel_between_two_steps_of_the_job(tmp_path: Path) -> None:
     follower.stdin.write("cancel\n")
     follower.stdin.flush()
     record = record_of(follower)
+    assert (record.status, record.detail) == ("cancelled", "SIGTERM between two steps")
+
+
+def test_cancel_as_soon_as_the_job_has_said_who_it_is(tmp_path: Path) -> None:
+    patch = """
+import os, signal
+from stbench.agent.spool import Spool
+note_start = Spool.note_start
+def told(self, key, started):
+    note_start(self, key, started)
+    os.kill(os.getpid(), signal.SIGTERM)
+Spool.note_start = told
+"""
+    record = Board(tmp_path, patch).run(ENDLESS)
     assert (record.status, record.detail) == ("cancelled", "SIGTERM between two steps")
 
 
@@ -167,15 +199,20 @@ def test_a_killed_keeper_is_a_crash_and_takes_all_with_it(board: Board) -> None:
 
 ORPHANS = """
 from stbench.agent import lease, supervise
-import os, subprocess, time
+import os, signal, subprocess, time
 lease.lease_s = lambda job, grace_s=0: {limit}
+def written(path):
+    return os.path.exists(path) and os.path.getsize(path) > 0
 def run_job(job):
+    # The lease waits for them, however long a busy machine takes to start them.
+    left = signal.setitimer(signal.ITIMER_REAL, 0)
     # One that left the session, one whose parent is gone, and one that does not want to end.
-    subprocess.Popen(["sh", "-c", "setsid sleep 100 & echo $! >{file}.1; exec sleep 100"])
+    subprocess.Popen(["sh", "-c", "setsid sh -c 'echo $$ >{file}.1; exec sleep 100' & exec sleep 100"])
     subprocess.Popen(["sh", "-c", "(trap '' TERM; echo 1 >{file}.2; sleep 50; sleep 50) & exit"])
-    while not (os.path.exists("{file}.1") and os.path.exists("{file}.2")):
+    while not (written("{file}.1") and written("{file}.2")):
         time.sleep(0.01)
     open("{file}", "w").close()
+    signal.setitimer(signal.ITIMER_REAL, *left)
     time.sleep(100)
 supervise.run_job = run_job
 """
@@ -188,7 +225,7 @@ def descendants(session: int) -> list[int]:
             fields = path.read_text().rpartition(")")[2].split()
         except (FileNotFoundError, ProcessLookupError):
             continue
-        if fields[0] != "Z" and int(fields[3]) == session:
+        if fields[0] not in "ZX" and int(fields[3]) == session:
             found.append(int(path.parent.name))
     return found
 
@@ -298,10 +335,15 @@ def test_waiting_has_an_end(board: Board) -> None:
 
 
 def test_who_resumes_waits_for_what_was_left_running(board: Board) -> None:
-    left = board.submit(fake_job("sleep=0.7"))
+    done = board.directory / "done"
+    left = board.submit(fake_job(f"until={done}"))
     board.measuring()
     left.kill()
-    assert board.run(fake_job(id="next")).status == "ok"
+    resumed = board.submit(fake_job(id="next"))
+    assert resumed.stdout is not None
+    assert "in use by me@here" in wire.loads(Alive, resumed.stdout.readline()).waiting_for
+    done.touch()
+    assert record_of(resumed).status == "ok"
 
 
 def test_the_same_job_of_two_owners_is_two_jobs(board: Board) -> None:

@@ -6,7 +6,9 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -28,15 +30,12 @@ def as_nobody(code: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.fixture
-def shared(tmp_path: Path) -> Path:
-    """A directory like /run/lock."""
-    path = tmp_path / "lock"
-    path.mkdir()
-    path.chmod(0o1777)
-    for parent in [tmp_path, *tmp_path.parents]:
-        if parent != Path("/tmp") and str(parent).startswith("/tmp"):
-            parent.chmod(0o755)
-    return path
+def shared() -> Iterator[Path]:
+    """A directory like /run/lock. Not below pytest's, whose rights any other session of it narrows again."""
+    with tempfile.TemporaryDirectory(dir="/tmp") as folder:
+        path = Path(folder)
+        path.chmod(0o1777)
+        yield path
 
 
 def test_one_holder_until_it_ends(tmp_path: Path) -> None:

@@ -139,10 +139,20 @@ def test_a_program_and_all_that_it_starts_are_limited(version: str, weights: Pat
     assert (proof.anon_bytes or 0) >= 8 * MIB, "looked at while it ran"
 
 
-def test_a_peak_is_sampled_where_the_kernel_keeps_none(version: str, weights: Path) -> None:
-    work = "report.phase('decode')\n" + EAT.format(mib=32) + "time.sleep(0.5)\nreport.phase('results')"
-    record = worked(limited(weights), work, before="memgroup.Group.peak = lambda self: None")
-    proof = proof_of(record)
+def test_a_peak_is_sampled_where_the_kernel_keeps_none(version: str, weights: Path, tmp_path: Path) -> None:
+    seen = str(tmp_path / "seen")
+    before = (
+        "memgroup.Group.peak = lambda self: None\n"
+        "usage = memgroup.Group.usage\n"
+        "def seen(self):\n"
+        "    found = usage(self)\n"
+        f"    if found >= {32 * MIB}: open({seen!r}, 'w').close()\n"
+        "    return found\n"
+        "memgroup.Group.usage = seen\n"
+    )
+    work = "report.phase('decode')\n" + EAT.format(mib=32)
+    work += f"while not os.path.exists({seen!r}): time.sleep(0.01)\nreport.phase('results')"
+    proof = proof_of(worked(limited(weights), work, before=before))
     assert proof.peak_sampled
     assert 32 * MIB <= (proof.peak_bytes or 0) <= LIMIT
 

@@ -140,7 +140,7 @@ def test_a_pi_is_looked_at_while_it_runs(tmp_path: Path) -> None:
     root = Path(shutil.copytree(TREES / "pi5", tmp_path / "pi"))
     flags = root / "sys/devices/platform/soc@107c000000/soc@107c000000:firmware/get_throttled"
     flags.write_text("e0000\n")
-    seen = Sampler(fake_job(), Tree(root))
+    seen = Sampler(fake_job(), Tree(root), lambda: 0.0)
     seen.start(os.getpid())
     seen.told(phase("decode"))
     flags.write_text("e0008\n")
@@ -209,7 +209,18 @@ def test_the_largest_process_of_a_family_is_the_one_whose_memory_is_read() -> No
     assert found.rss_bytes[0] >= found.pss_bytes[0] > 64 << 20
 
 
-def sampled(options: str = "sleep=1", **changes: Any) -> RunRecord:
+def test_a_process_that_has_ended_has_no_memory() -> None:
+    """A look may come between its end and its reaping, when /proc says 0 bytes of it."""
+    with subprocess.Popen(["true"]) as ended:
+        os.waitid(os.P_PID, ended.pid, os.WEXITED | os.WNOWAIT)
+        seen = Sampler(fake_job())
+        seen.start(ended.pid)
+        seen.told(phase("decode"))
+        seen.look()
+    assert (seen.timeline().rss_bytes, seen.timeline().pss_bytes) == ([None], [])
+
+
+def sampled(options: str = "sleep=2", **changes: Any) -> RunRecord:
     return run_job(fake_job(options, workload=Workload(0, 20), warmup_tokens=0, **changes))
 
 
@@ -220,8 +231,12 @@ def test_a_record_has_its_timeline() -> None:
     assert found.every_s == 0.2
     assert 3 <= len(found.at_ms) == found.looks <= record.wall_s / found.every_s + 2
     assert list(found.phase_ms) == ["start", "load", "depth", "prefill", "decode", "results", "check"]
-    assert found.phase_ms["results"] - found.phase_ms["decode"] >= 990
-    assert all(rss and rss > 1 << 20 for rss in found.rss_bytes)
+    # Of 2 s: on a busy machine the supervisor hears late that they begin.
+    assert found.phase_ms["results"] - found.phase_ms["decode"] >= 1000
+    # The last look may be at a process that has just ended.
+    *looks, last = found.rss_bytes
+    assert all(rss and rss > 1 << 20 for rss in looks)
+    assert last is None or last > 1 << 20
     assert 0 < found.cost_s < record.wall_s
 
 
@@ -232,7 +247,7 @@ def test_sampling_can_be_switched_off() -> None:
 
 
 def test_a_job_that_fails_keeps_its_timeline() -> None:
-    record = sampled("sleep=0.5,crash", sample_hz=50.0)
+    record = sampled("sleep=1,crash", sample_hz=50.0)
     assert record.status == "crashed"
     assert record.timeline is not None
     assert record.timeline.looks >= 2

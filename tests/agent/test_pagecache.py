@@ -59,7 +59,10 @@ def test_files_that_were_just_written_go_too(
     assert weights.paths == [str(cached), str(fresh)]
     assert weights.size == 24 * MIB + 5
     assert (weights.cached() or 0) > 8 * MIB
-    assert weights.drop() == 0
+    left = weights.drop()
+    assert left is not None
+    # Where the disk was as fast as all but the last of them.
+    assert left <= weights.tolerance
 
 
 def test_pages_that_somebody_maps_stay_and_he_is_named(cached: Path) -> None:

@@ -258,14 +258,14 @@ def alive(text: str) -> list[int]:
 
 
 def wait_for(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 60
     while not condition():
-        assert time.monotonic() < deadline, "did not happen within half a minute"
+        assert time.monotonic() < deadline, "did not happen within a minute"
         time.sleep(0.02)
 
 
 def test_a_timeout_ends_the_program_and_its_children(marker: str) -> None:
-    record = run_job(shell(f"sleep {marker} & sleep {marker}", timeout_s=2.0))
+    record = run_job(shell(f"sleep {marker} & sleep {marker}", timeout_s=5.0))
     assert record.status == "timeout"
     assert "during external program" in record.detail
     wait_for(lambda: not alive(marker))

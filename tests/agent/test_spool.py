@@ -43,7 +43,8 @@ def small(tmp_path: Path) -> Iterator[Board]:
     require(subprocess.run(mounted, capture_output=True).returncode == 0, "tmpfs cannot be mounted here")
     yield board
     board.kill_everything()
-    subprocess.run(["umount", str(board.spool)], check=True)
+    # What was killed may not have closed its files yet.
+    subprocess.run(["umount", "--lazy", str(board.spool)], check=True)
 
 
 def refused(board: Board) -> str:

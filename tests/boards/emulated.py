@@ -26,6 +26,7 @@ from pathlib import Path
 
 from tests.boards.image_files import BUSYBOX, SYSTEMD, USER, Variant
 from tests.boards.make_image import Image, ImageError, Steps, image_in, make_image, recipe
+from tests.boards.sshd import free_port
 
 QEMU = "qemu-system-aarch64"
 # What an emulated core has beside plain NEON: nothing, dotprod, dotprod and i8mm. Real pointer
@@ -155,7 +156,7 @@ def boot(image: Image, cpu: str = "cortex-a76", *append: str, cores: int = 2) ->
     begin = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="board-") as scratch:
         folder = Path(scratch)
-        port = _free_port()
+        port = free_port()
         command = [QEMU, "-M", "virt", "-cpu", CPUS[cpu], "-accel", "tcg,thread=multi", "-smp", str(cores)]
         command += ["-m", str(MEMORY_MIB), "-nodefaults", "-display", "none"]
         command += ["-kernel", str(image.kernel), "-initrd", str(image.initrd)]
@@ -179,12 +180,6 @@ def boot(image: Image, cpu: str = "cortex-a76", *append: str, cores: int = 2) ->
             yield board
         finally:
             board.stop()
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def main() -> int:

@@ -86,7 +86,7 @@ FAULTS = (
         SSH + "ssh_link.py",
         "Link._watch",
         "            if quiet > patience:\n",
-        "            if quiet > 12 * patience:\n",
+        "            if quiet > 30 * patience:\n",
         f"{LINK}::test_a_board_that_hangs_with_its_network_up",
     ),
     Fault(
@@ -96,7 +96,7 @@ FAULTS = (
         SSH + "ssh_running.py",
         "SshRunning.lines",
         "                if self._silence_s is not None and now - heard > self._silence_s:\n",
-        "                if self._silence_s is not None and now - heard > 15 * self._silence_s:\n",
+        "                if self._silence_s is not None and now - heard > 60 * self._silence_s:\n",
         f"{LINK}::test_a_promised_line_that_does_not_come",
     ),
     Fault(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
@@ -74,14 +75,15 @@ class Desk:
     def ended(self, process: subprocess.Popen[bytes], timeout_s: float = 300) -> Ended:
         """Waits for a started one."""
         begin, deadline = time.monotonic(), time.monotonic() + timeout_s
+        peak = 0
         while (found := os.wait4(process.pid, os.WNOHANG))[0] == 0:
+            peak = max(peak, _peak_bytes(process.pid))
             assert time.monotonic() < deadline, f"no end within {timeout_s:g} s:\n{self.read('err')[-3000:]}"
             time.sleep(0.05)
         _, status, usage = found
         process.returncode = os.waitstatus_to_exitcode(status)
         cpu_s = usage.ru_utime + usage.ru_stime
         wall_s = time.monotonic() - begin
-        peak = usage.ru_maxrss * 1024
         return Ended(process.returncode, self.read("out"), self.read("err"), wall_s, cpu_s, peak)
 
     def read(self, name: str) -> str:
@@ -99,6 +101,14 @@ class Desk:
             assert process.poll() is None, f"the sweep ended first:\n{self.read('err')[-3000:]}"
             assert time.monotonic() < deadline, f"no record of {device}:\n{self.read('err')[-3000:]}"
             time.sleep(0.05)
+
+
+def _peak_bytes(pid: int) -> int:
+    """So far. Not ru_maxrss: that begins with the peak of whoever started the process."""
+    with contextlib.suppress(OSError, StopIteration):
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+        return int(next(line.split()[1] for line in lines if line.startswith("VmHWM:"))) << 10
+    return 0
 
 
 def is_measuring(board: Board) -> bool:

@@ -47,7 +47,29 @@ def make_key(path: Path) -> str:
     return path.with_name(f"{path.name}.pub").read_text().strip()
 
 
-def wait_until(condition: Callable[[], object], what: str, seconds: float = 30) -> None:
+def wait_for_socket(path: Path) -> None:
+    """Until somebody listens there: the file is there a moment before."""
+
+    def listens() -> bool:
+        with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX) as link:
+            link.connect(str(path))
+            return True
+        return False
+
+    wait_until(listens, f"nobody listens at {path}")
+
+
+def free_port() -> int:
+    """A port of loopback. Not of those that the kernel gives to whoever asks for any, so that it is still
+    free when its server begins to listen, again after a pause, too."""
+    while True:
+        port = random.SystemRandom().randrange(20_000, 32_768)
+        with contextlib.suppress(OSError), socket.socket() as probe:
+            probe.bind(("127.0.0.1", port))
+            return port
+
+
+def wait_until(condition: Callable[[], object], what: str, seconds: float = 60) -> None:
     """Fails when ``condition`` does not come true in time."""
     deadline = time.monotonic() + seconds
     while not condition():
@@ -167,9 +189,9 @@ class Board:
 
     def start_sshd(self) -> None:
         """Listens again, at the same address and port."""
+        kept = self.port
         for _ in range(20):
-            if not self.port:
-                self.port = 22 if self.cable else _free_port()
+            self.port = kept or (22 if self.cable else free_port())
             self._write_config()
             log = (self.directory / "sshd.log").open("ab")
             argv = [*self._enter(), tool("sshd"), "-D", "-e", "-f", str(self.directory / "sshd_config")]
@@ -188,10 +210,8 @@ class Board:
         if self._sshd is None:
             return
         roots = {self._sshd.pid, self._init_pid}
-        for pid in _descendants(roots):
-            with contextlib.suppress(OSError):
-                if Path(f"/proc/{pid}/comm").read_text().startswith("sshd"):
-                    os.kill(pid, signal.SIGKILL)
+        # Until none is left: a listener that is killed forks, and listens, until it is its turn to end.
+        wait_until(lambda: not _kill_sshds(roots), "sshd ends")
         with contextlib.suppress(ProcessLookupError):
             self._sshd.kill()
         self._sshd.wait()
@@ -367,12 +387,6 @@ def _dying_with_us() -> list[str]:
     return [tool("setpriv"), "--pdeathsig", "KILL"]
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 def _pids() -> Iterator[int]:
     return (int(name) for name in os.listdir("/proc") if name.isdigit())
 
@@ -382,6 +396,18 @@ def _link(path: str) -> str:
         return os.readlink(path)
     except OSError:
         return ""
+
+
+def _kill_sshds(roots: set[int]) -> list[int]:
+    """Kills the sshds of these processes; returns those that had not ended yet."""
+    found = []
+    for pid in _descendants(roots):
+        with contextlib.suppress(OSError):
+            name, _, rest = Path(f"/proc/{pid}/stat").read_text().partition("(")[2].rpartition(")")
+            if name.startswith("sshd") and rest.split()[0] not in "XZ":
+                os.kill(pid, signal.SIGKILL)
+                found.append(pid)
+    return found
 
 
 def _children(pid: int) -> list[int]:

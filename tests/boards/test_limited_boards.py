@@ -19,7 +19,7 @@ from tests.boards.fleet import Desk
 from tests.boards.sshd import ROOT, Board
 from tests.conftest import require
 
-pytestmark = pytest.mark.timeout(240)
+pytestmark = pytest.mark.timeout(600)
 
 TINY = ("--models", "tiny-smallthinker", "-pg", "8,8", "-r", "1", "--max-reruns", "0", "--bracket-ms", "0")
 

@@ -108,7 +108,7 @@ def test_stdin_that_is_kept_open(connector: SshConnector) -> None:
 
 
 def test_time_is_limited(board: Board, connector: SshConnector) -> None:
-    running = python(connector, "import time\nprint('a', flush=True)\ntime.sleep(60)", timeout_s=2.0)
+    running = python(connector, "import time\nprint('a', flush=True)\ntime.sleep(60)", timeout_s=5.0)
     assert list(running.lines()) == ["a"]
     ending = running.ending()
     assert (ending.code, ending.timed_out, ending.lost) == (-signal.SIGKILL, True, False)
@@ -174,7 +174,7 @@ print("started")
     assert running.ending().code == 0
     connector.close()
     time.sleep(0.5)
-    assert list(board.processes().values()) == ["sleep 60"]
+    wait_until(lambda: list(board.processes().values()) == ["sleep 60"], "it alone stays")
 
 
 def test_lines_after_an_interruption_lose_nothing(connector: SshConnector) -> None:
@@ -182,8 +182,13 @@ def test_lines_after_an_interruption_lose_nothing(connector: SshConnector) -> No
         "import time\nfor part in ('ab', 'c\\n', 'd\\n'):\n  print(part, end='', flush=True); time.sleep(0.5)"
     )
     running = python(connector, code)
-    threading.Timer(0.3, signal.raise_signal, [signal.SIGINT]).start()
+
+    def interrupt() -> None:
+        wait_until(lambda: running._unread, "half a line is read")
+        signal.raise_signal(signal.SIGINT)
+
     found: list[str] = []
+    threading.Thread(target=interrupt, daemon=True).start()
     with pytest.raises(KeyboardInterrupt):
         found += running.lines()
     found += running.lines()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
@@ -64,8 +65,10 @@ def comes_back(board: Board, connector: SshConnector) -> None:
 def sessions(board: Board) -> list[int]:
     """The sshd processes that serve connections."""
     assert board._sshd is not None
-    found = _descendants({board._sshd.pid})
-    titles = {pid: Path(f"/proc/{pid}/cmdline").read_bytes() for pid in found}
+    titles = {}
+    for pid in _descendants({board._sshd.pid}):
+        with contextlib.suppress(OSError):  # gone by now
+            titles[pid] = Path(f"/proc/{pid}/cmdline").read_bytes()
     return [pid for pid, title in titles.items() if title.startswith(b"sshd: ") and b"listener" not in title]
 
 
@@ -125,20 +128,22 @@ def test_a_board_that_hangs_with_its_network_up(board: Board) -> None:
     frozen = sessions(board)
     assert frozen
     for pid in frozen:
-        os.kill(pid, signal.SIGSTOP)
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGSTOP)
     try:
         lost(running, lines)
         with pytest.raises(LinkLost, match=r"no sign of life for \d+ s"):
             connector.stat("/")
     finally:
         for pid in frozen:
-            os.kill(pid, signal.SIGCONT)
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGCONT)
     wait_until(lambda: not board.processes(), "no process stays")
 
 
 def test_a_quiet_command_is_not_a_lost_link(board: Board) -> None:
-    connector = connected(board, silence_s=1.0)
-    running = connector.start(["sleep", "4"], b"", 30)
+    connector = connected(board, silence_s=3.0)
+    running = connector.start(["sleep", "8"], b"", 60)
     assert list(running.lines()) == []
     assert running.ending().code == 0
     connector.close()
@@ -214,6 +219,44 @@ time.sleep(600)
     controller.wait()
     controller.stdout.close()
     wait_until(lambda: not board.processes(), "no process stays")
+
+
+def test_a_controller_that_stood_still_has_lost_nothing(board: Board) -> None:
+    """Stopped, or the machine asleep, for longer than a board may be silent."""
+    code = f"""
+import sys
+from stbench.connectors.ssh import SshConnector
+from stbench.devices.inventory import Device
+connector = SshConnector(Device(**{vars(device_of(board, silence_s=2.0))!r}))
+connector.connect()
+print("up", flush=True)
+sys.stdin.readline()
+print(connector.stat("/") is not None, flush=True)
+connector.close()
+"""
+    controller = subprocess.Popen(
+        [sys.executable, "-c", code],
+        cwd=ROOT_OF_TESTS,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert controller.stdout is not None
+    assert controller.stdout.readline() == "up\n"
+    controller.send_signal(signal.SIGSTOP)
+    time.sleep(5)
+    controller.send_signal(signal.SIGCONT)
+    time.sleep(0.5)
+    assert controller.communicate("\n")[0] == "True\n"
+
+
+def test_a_link_that_breaks_in_the_greeting_may_heal(board: Board, tmp_path: Path) -> None:
+    """As that to a board that shuts down: it was asked for its Python, and said nothing of it."""
+    script = tmp_path / "python"
+    script.write_text("#!/bin/sh\nread a b c sshd rest < /proc/$PPID/stat\nkill -KILL $sshd\n")
+    script.chmod(0o755)
+    with pytest.raises(LinkLost, match="board: the link is lost: the connection broke"):
+        SshConnector(device_of(board, python=str(script))).connect()
 
 
 def test_loss_and_a_slow_link_are_no_faults(cabled: Board, tmp_path: Path) -> None:

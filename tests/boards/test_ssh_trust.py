@@ -23,7 +23,7 @@ from stbench.connectors.ssh_route import route
 from stbench.devices.inventory import Device
 from stbench.errors import HostKeyRefused, InputError, LoginRefused, StbenchError, Unreachable
 from tests.boards.conftest import Boards, Controller, device_of
-from tests.boards.sshd import ROOT, Board, make_key, tool, wait_until
+from tests.boards.sshd import ROOT, Board, make_key, tool, wait_for_socket
 from tests.conftest import require
 
 
@@ -190,11 +190,11 @@ def test_a_login_that_breaks_off_is_no_refusal(boards: Boards) -> None:
 
 def test_a_key_of_the_agent(boards: Boards, controller: Controller, monkeypatch: pytest.MonkeyPatch) -> None:
     board = boards()
-    sock = str(controller.home / "agent")
-    agent = subprocess.Popen([tool("ssh-agent"), "-D", "-a", sock], stdout=subprocess.DEVNULL)
+    sock = controller.home / "agent"
+    agent = subprocess.Popen([tool("ssh-agent"), "-D", "-a", str(sock)], stdout=subprocess.DEVNULL)
     try:
-        wait_until(lambda: os.path.exists(sock), "ssh-agent's socket")
-        monkeypatch.setenv("SSH_AUTH_SOCK", sock)
+        wait_for_socket(sock)
+        monkeypatch.setenv("SSH_AUTH_SOCK", str(sock))
         subprocess.run([tool("ssh-add"), "-q", controller.key], check=True)
         controller.key.unlink()
         assert works(device_of(board, key=""))

@@ -7,8 +7,10 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -101,7 +103,16 @@ def test_a_cut_at_half_goes_on_from_there(boards: Boards, source: Path) -> None:
 
     def cut() -> None:
         board.cut()
-        threading.Timer(6.0, board.mend).start()
+        link = connector._link
+        assert link is not None
+
+        def mend() -> None:
+            # Later than what was on its way is given up (4 s).
+            time.sleep(6.0)
+            wait_until(lambda: not link.alive, "the loss is noticed")
+            board.mend()
+
+        threading.Thread(target=mend).start()
 
     path = f"{connector.work_dir}/model"
     progress = Progress(cut)
@@ -183,6 +194,20 @@ def test_a_damaged_part_is_thrown_away(connector: SshConnector, source: Path) ->
     assert parts(path) == []
 
 
+def test_another_receiver_may_end_before_it_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    part = tmp_path / "part"
+    ended: list[int] = []
+
+    def kill(pid: int, number: int) -> None:
+        ended.append(pid)
+        raise ProcessLookupError
+
+    monkeypatch.setattr(os, "kill", kill)
+    with part.open("wb") as file, subprocess.Popen(["cat"], stdin=subprocess.PIPE, stdout=file) as other:
+        ssh_boardside.end_other_writers(str(part))
+    assert ended == [other.pid]
+
+
 def test_a_source_that_changed_is_no_success(connector: SshConnector, source: Path) -> None:
     path = f"{connector.work_dir}/model"
     with pytest.raises(DeviceError, match=r"arrives with another digest than .*source\.gguf should have"):
@@ -248,8 +273,13 @@ def test_a_lost_link_without_progress_is_lost(
     board: Board, source: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A board that ends every connection at once is not asked for ever."""
-    monkeypatch.setattr(ssh_files, "RETRY_FIRST_S", 0.05)
-    connector = SshConnector(device_of(board, reconnect_s=1.0))
+    clock = [0.0]
+
+    def sleep(seconds: float) -> None:
+        clock[0] += seconds
+
+    monkeypatch.setattr(ssh_files, "time", SimpleNamespace(monotonic=lambda: clock[0], sleep=sleep))
+    connector = SshConnector(device_of(board, reconnect_s=20.0))
     calls = []
 
     def refuse(*, lease: bool) -> None:
@@ -259,4 +289,4 @@ def test_a_lost_link_without_progress_is_lost(
     monkeypatch.setattr(connector, "connect", refuse)
     with pytest.raises(LinkLost):
         connector.put(source, "/nowhere", sha256(source), Progress())
-    assert 2 < len(calls) < 30
+    assert len(calls) == 6, "after 0, 0.5, 1.5, 3.5, 7.5 and 15.5 s"

@@ -69,7 +69,8 @@ def test_a_slowed_build_is_confirmed_by_turns(sandbox: Sandbox, library_path: Pa
     """Whatever else runs on this machine: disturbed runs are allowed, and either build runs by turns."""
     # A copy: what is known of a model's file is kept beside it.
     model = shutil.copy(ROOT / "tests" / "data" / "tinythinker.gguf", tmp_path)
-    axes = ["--models", str(model), "-n", "64", "-t", "1", "--bracket-ms", "0", "--max-reruns", "0"]
+    # Of fewer tokens a run is so short that it meets another process for its whole length or not at all.
+    axes = ["--models", str(model), "-n", "1024", "-t", "1", "--bracket-ms", "0", "--max-reruns", "0"]
     axes += ["-r", "6", "--library", str(library_path)]
     code, _, err = sandbox.run("sweep", *axes, "--campaign", "main")
     assert code == 0, err

@@ -86,7 +86,10 @@ class CutConnector(LocalConnector):
         self.directory, self.boot_id = directory, boot_id
         self.started: list[CutRunning] = []
         self.arguments: list[list[str]] = []
-        self.connected, self.down_for, self.attempts = True, 0, 0
+        self.connected, self.attempts = True, 0
+        self._down_for, self._lock = 0, threading.Lock()
+        # Down or not, attempts succeed from when this is there.
+        self.up_with: Path | None = None
 
     @property
     def remote(self) -> bool:
@@ -94,18 +97,25 @@ class CutConnector(LocalConnector):
 
     def connect(self, *, lease: bool = True) -> None:
         self.attempts += 1
-        if self.down_for > 0:
-            self.down_for -= 1
-            raise Unreachable("d: no route to host")
+        with self._lock:
+            if self._down_for > 0 and not (self.up_with and self.up_with.exists()):
+                self._down_for -= 1
+                raise Unreachable("d: no route to host")
         self.connected = True
 
     def close(self) -> None:
         self.connected = False
 
     def cut(self, down_for: int = 0) -> None:
-        self.connected, self.down_for = False, down_for
+        self.connected = False
+        self.stay_down_for(down_for)
         for running in self.started:
             running.cut()
+
+    def stay_down_for(self, attempts: int) -> None:
+        """From now on; 0: the next attempt to connect succeeds."""
+        with self._lock:
+            self._down_for = attempts
 
     def start(  # type: ignore[override]
         self,

@@ -29,8 +29,8 @@ class Fleet:
 
     def boards(self, count: int, *, local: bool = False) -> None:
         self.names = [f"b{number}" for number in range(1, count + 1)]
-        lines = ["  local: {threads: 2, timeout: 20}"] * local
-        lines += [f"  {n}: {{connector: ssh, host: {n}.lan, threads: 2, timeout: 20}}" for n in self.names]
+        lines = ["  local: {threads: 2, timeout: 60}"] * local
+        lines += [f"  {n}: {{connector: ssh, host: {n}.lan, threads: 2, timeout: 60}}" for n in self.names]
         self.sandbox.write("devices.yaml", "devices:\n" + "\n".join(lines) + "\n")
 
     def told(self, **boards: dict[str, object]) -> dict[str, dict[str, object]]:

@@ -43,7 +43,8 @@ from tests.host.test_plan import FACTS
 class Plan:
     """What one board does: ``kind``, ``latency`` seconds per job, ``dies_after`` so many jobs with
     ``dies_of`` (a name in stbench.errors), ``unreachable``, ``stubborn``: hears no wish to stop, ``meet``: a
-    barrier that its first job waits at, ``fails_references``, ``dies_of_references``."""
+    barrier that its first job waits at, ``references_meet``: one that those for references wait at,
+    ``fails_references``, ``dies_of_references``."""
 
     def __init__(self, told: dict[str, object]) -> None:
         self.kind = str(told.get("kind", "canned"))
@@ -55,6 +56,7 @@ class Plan:
         self.stubborn = bool(told.get("stubborn", False))
         self.dies_of_references = bool(told.get("dies_of_references", False))
         self.meet = told.get("meet")
+        self.references_meet = told.get("references_meet")
         self.log = str(told.get("log", ""))
 
     def heard(self, text: str) -> None:
@@ -82,6 +84,8 @@ class Mortal:
         self._jobs += spec.purpose == "measure"
         if self._jobs == 1 and isinstance(self._plan.meet, threading.Barrier):
             self._plan.meet.wait(60)
+        if spec.purpose == "reference" and isinstance(self._plan.references_meet, threading.Barrier):
+            self._plan.references_meet.wait(60)
         if spec.purpose == "reference" and self._plan.dies_of_references:
             time.sleep(self._plan.latency)
             raise errors.LinkLost(f"{self._name}: cut")

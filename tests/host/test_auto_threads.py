@@ -194,7 +194,7 @@ def two_cpus(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> Sandbox:
     monkeypatch.setattr(
         Agent, "facts", lambda self: replace(own(self), clusters=cluster, allowed_cpus=[0, 1], n_cpus=2)
     )
-    sandbox.write("devices.yaml", "devices: {local: {threads: auto, timeout: 20}}")
+    sandbox.write("devices.yaml", "devices: {local: {threads: auto, timeout: 60}}")
     return sandbox
 
 
@@ -251,7 +251,6 @@ def test_a_killed_search_is_repeated(two_cpus: Sandbox) -> None:
 
 
 def test_a_failed_search_leaves_the_default(two_cpus: Sandbox) -> None:
-    two_cpus.write("devices.yaml", "devices: {local: {threads: auto, timeout: 2}}")
     sweep = two_cpus.fake_sweep("fake:exit", replicates=1)
     code, _, err = two_cpus.run("sweep", sweep, "--campaign", "c")
     assert code == 3

@@ -131,6 +131,9 @@ def start(server: Hub, home: Path, reference: str, token: str = "") -> subproces
         HF_HOME=str(home / "hf"),
         XDG_CACHE_HOME=str(home / "cache"),
         HF_HUB_DISABLE_TELEMETRY="1",
+        # Within 10 s, as they are by default, an answer that hangs would be asked for again.
+        HF_HUB_ETAG_TIMEOUT="120",
+        HF_HUB_DOWNLOAD_TIMEOUT="120",
         **({"HF_TOKEN": token} if token else {}),
     )
     return subprocess.Popen(
@@ -143,7 +146,7 @@ def start(server: Hub, home: Path, reference: str, token: str = "") -> subproces
 
 
 def fetch(server: Hub, home: Path, reference: str, token: str = "") -> list[str]:
-    out, _ = start(server, home, reference, token).communicate(timeout=60)
+    out, _ = start(server, home, reference, token).communicate(timeout=300)
     assert "Traceback" not in out, out
     return out.splitlines()
 
@@ -164,7 +167,7 @@ def test_a_killed_fetch_goes_on_where_it_was(server: Hub, tmp_path: Path) -> Non
     server.files["m.gguf"] = BIG
     server.stop_after = len(BIG) // 2
     running = start(server, tmp_path, "hf:me/models/m.gguf")
-    assert server.hangs.wait(60)
+    assert server.hangs.wait(120)
     deadline = time.monotonic() + 60
     while not any(
         path.stat().st_size >= len(BIG) // 4 for path in tmp_path.glob("cache/stbench/hub/*/*/*.part")

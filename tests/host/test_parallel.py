@@ -18,7 +18,7 @@ import pytest
 from stbench.agent.wire import JobSpec, RunRecord
 from stbench.campaigns import models_made
 from stbench.campaigns.agentclient import Agent
-from stbench.campaigns.ledger import Progress
+from stbench.campaigns.ledger import Ledger, Progress
 from stbench.campaigns.models_made import Needs
 from stbench.campaigns.references import References
 from stbench.campaigns.reruns import Reruns
@@ -83,7 +83,9 @@ def test_this_machine_is_measured_when_the_boards_have_ended(fleet: Fleet) -> No
 
 def test_a_reference_is_computed_once_for_all_boards(fleet: Fleet) -> None:
     fleet.boards(6)
-    code, _, err = fleet.run("sweep", sweep(fleet, 1), "--campaign", "c", all={"latency": 0.2})
+    # Whoever computes the first waits until somebody computes the other.
+    meet: dict[str, object] = {"references_meet": threading.Barrier(2)}
+    code, _, err = fleet.run("sweep", sweep(fleet, 1), "--campaign", "c", all=meet)
     assert code == 0, err
     assert len(fleet.heard("reference")) == len(MODELS)
     assert len(set(fleet.heard("reference"))) == 2, "two boards share the work"
@@ -267,7 +269,9 @@ def test_a_board_forgets_only_what_is_on_this_disk(fleet: Fleet, monkeypatch: py
 
     def stored(agent: Agent, record: RunRecord) -> None:
         if record.purpose == "measure":
-            told.append((record.id, record.id in {one.id for one in fleet.records()}))
+            # Another board's line may be half written just now.
+            there = read_records(fleet.path).records
+            told.append((record.id, record.id in {one.id for one in there}))
 
     monkeypatch.setattr(Agent, "stored", stored)
     fleet.boards(2)
@@ -277,10 +281,13 @@ def test_a_board_forgets_only_what_is_on_this_disk(fleet: Fleet, monkeypatch: py
     before = [record.id for record in fleet.records()]
     told.clear()
     assert fleet.run("sweep", "--campaign", "c", "--resume")[0] == 0
-    assert {job for job, _ in told[:-1]} == set(before), (
+    new = fleet.records()[-1].id
+    # The boards do not wait for each other with that.
+    earlier = sorted(one for one in told if one[0] != new)
+    assert earlier == sorted((one, True) for one in before), (
         "what an earlier controller stored, it may not have told"
     )
-    assert told[-1] == (fleet.records()[-1].id, True)
+    assert [one for one in told if one[0] == new] == [(new, True)]
 
 
 def test_many_threads_append_whole_lines_and_lose_none(
@@ -347,15 +354,26 @@ def test_the_plan_expects_the_longest_board_and_then_this_machine() -> None:
 
 def test_a_full_disk_ends_all(fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
     fleet.boards(3)
-    append, stored = Store.append, []
+    append, broke = Store.append, Ledger.broke
+    stored: list[str] = []
+    counting, known = threading.Lock(), threading.Event()
 
     def full(store: Store, record: RunRecord) -> None:
-        stored.append(record.id)
-        if len(stored) == 4:
+        with counting:
+            stored.append(record.id)
+            number = len(stored)
+        if number == 4:
             raise StoreError("records.jsonl: no space left on the device")
+        # Nobody is done with a second job before that is known.
+        assert number < 4 or known.wait(60)
         append(store, record)
 
+    def heard(ledger: Ledger, error: BaseException) -> None:
+        broke(ledger, error)
+        known.set()
+
     monkeypatch.setattr(Store, "append", full)
+    monkeypatch.setattr(Ledger, "broke", heard)
     code, _, err = fleet.run("sweep", sweep(fleet, 20), "--campaign", "c", all={"latency": 0.02})
     assert code == 2
     assert "stbench: records.jsonl: no space left on the device" in err

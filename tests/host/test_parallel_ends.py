@@ -11,7 +11,13 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
+import pytest
+
+from stbench.campaigns import campaign
+from stbench.campaigns.stopping import Stop
 from tests.host.fleet import Fleet, sweep
 
 Eventually = Callable[[Callable[[], bool]], None]
@@ -24,10 +30,11 @@ def lines(path: Path) -> int:
 def test_ctrl_c_cancels_on_every_board_and_resume_completes(fleet: Fleet, eventually: Eventually) -> None:
     fleet.boards(4)
     told: dict[str, object] = {"latency": 0.2}
-    running = fleet.start("sweep", sweep(fleet, 20), "--campaign", "c", all=told, b4={"latency": 30})
-    eventually(lambda: lines(fleet.path) >= 6)
+    assert fleet.run("sweep", sweep(fleet), "--references-only")[0] == 0
+    running = fleet.start("sweep", sweep(fleet, 20), "--campaign", "c", all=told, b4={"latency": 300})
+    eventually(lambda: lines(fleet.path) >= 6 and "b4" in fleet.heard("measure"))
     running.send_signal(signal.SIGINT)
-    _, err = running.communicate(timeout=60)
+    _, err = running.communicate(timeout=120)
     assert running.returncode == 130, err
     assert "Traceback" not in err
     assert "stopping: running jobs are being cancelled" in err
@@ -53,10 +60,10 @@ def test_ctrl_c_while_others_wait_for_a_reference(fleet: Fleet, eventually: Even
 
 def test_a_second_ctrl_c_gives_up_waiting(fleet: Fleet, eventually: Eventually) -> None:
     fleet.boards(3)
-    deaf: dict[str, object] = {"latency": 120, "stubborn": True}
+    deaf: dict[str, object] = {"latency": 600, "stubborn": True}
     assert fleet.run("sweep", sweep(fleet), "--references-only")[0] == 0
     running = fleet.start("sweep", sweep(fleet), "--campaign", "c", all={"latency": 0.05}, b2=deaf)
-    eventually(lambda: lines(fleet.path) >= 12)
+    eventually(lambda: lines(fleet.path) >= 12 and "b2" in fleet.heard("measure"))
     running.send_signal(signal.SIGINT)
     assert running.stderr is not None
     heard = ""
@@ -66,10 +73,34 @@ def test_a_second_ctrl_c_gives_up_waiting(fleet: Fleet, eventually: Eventually) 
     time.sleep(1.0)
     assert running.poll() is None, "it waits for b2"
     running.send_signal(signal.SIGINT)
-    _, err = running.communicate(timeout=60)
+    _, err = running.communicate(timeout=120)
     assert running.returncode == 130, err
     assert "may still run, up to its time limit, on b2" in err
     assert "something may still run on b2" in err
+
+
+def test_ctrl_c_before_a_worker_has_its_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody waits for it, and it never begins."""
+    ran: list[str] = []
+    stop, started = Stop(), threading.Thread.start
+
+    def interrupted(thread: threading.Thread) -> None:
+        if thread.name == "b2":
+            raise KeyboardInterrupt
+        started(thread)
+
+    def worker(name: str) -> Any:
+        return SimpleNamespace(names=[name], run=lambda: (stop.wait(60), ran.append(name)))
+
+    ledger: Any = SimpleNamespace(interrupted=lambda: ran.append("interrupted"))
+    observer: Any = SimpleNamespace(note=lambda text: None)
+    monkeypatch.setattr(threading.Thread, "start", interrupted)
+    campaign._side_by_side([worker("b1"), worker("b2"), worker("b3")], stop, ledger, observer)
+    assert (ran, stop.asked) == (["interrupted", "b1"], True)
+    late = campaign._Attended(worker("b4"))
+    late.keep_from_beginning()
+    late._run()
+    assert ran == ["interrupted", "b1"]
 
 
 def killed_at_random(fleet: Fleet, path: str, kills: int, longest: float, told: dict[str, object]) -> int:

@@ -133,12 +133,11 @@ def test_a_link_that_stays_away(tmp_path: Path) -> None:
 
 def test_a_board_that_stays_away_is_power_cycled(tmp_path: Path) -> None:
     far = Far(tmp_path, Patience(reconnect_s=0.5, power=f"touch '{tmp_path}/power cycled'"))
+    far.connector.up_with = tmp_path / "power cycled"
 
     def cut() -> None:
         far.board.measuring()
         far.connector.cut(down_for=10**12)
-        eventually((tmp_path / "power cycled").exists)
-        far.connector.down_for = 0
         far.go.touch()
 
     thread = later(cut)
@@ -187,9 +186,11 @@ def test_a_board_that_reboots(far: Far) -> None:
     def reboot() -> None:
         far.board.measuring()
         far.connector.boot_id = "second"
-        far.connector.cut(down_for=1)
+        far.connector.cut(down_for=10**12)
         far.board.kill_everything()
         far.go.touch()
+        # Not before: what would be submitted meanwhile must not be killed, too.
+        far.connector.stay_down_for(1)
 
     thread = later(reboot)
     record = far.agent.run(far.job)
@@ -238,10 +239,15 @@ def test_busy_is_told_with_who_and_since_when(far: Far) -> None:
 def test_once_it_had_the_board_it_waits(tmp_path: Path) -> None:
     far, other = Far(tmp_path), Board(tmp_path)
     assert far.agent.run(fake_job()).status == "ok"
-    other.submit(fake_job("sleep=5"), "--boot-id", "boot", owner="you@there")
+    other.submit(far.job, "--boot-id", "boot", owner="you@there")
     other.measuring()
     told: list[str] = []
-    assert far.agent.run(fake_job(id="next"), tell=told.append).status == "ok"
+
+    def tell(who: str) -> None:
+        told.append(who)
+        far.go.touch()
+
+    assert far.agent.run(fake_job(id="next"), tell=tell).status == "ok"
     assert len(told) == 1
     assert told[0].startswith("in use by you@there (campaign c, ")
 
