@@ -158,19 +158,22 @@ def test_two_hundred_boards(fleet: Fleet) -> None:
     running = fleet.start("sweep", path, "--campaign", "c", all={"latency": 0.05})
     drained = threading.Thread(target=lambda: [None for _ in running.stderr or ()])
     drained.start()
-    threads = ended = 0
+    threads = peak_kib = ended = 0
     while not ended:  # by one thread: a poll() beside it could reap what wait4 is to account for
         text = Path(f"/proc/{running.pid}/status").read_text()
-        threads = max([threads, *map(int, re.findall(r"^Threads:\s*(\d+)$", text, re.MULTILINE))])
+        told = {name: int(n) for name, n in re.findall(r"^(Threads|VmHWM):\s*(\d+)", text, re.MULTILINE)}
+        threads = max(threads, told.get("Threads", 0))
+        # Not ru_maxrss, which begins with the peak of whoever started the process: this one's may be above.
+        peak_kib = max(peak_kib, told.get("VmHWM", 0))
         time.sleep(0.02)
         ended, status, used = os.wait4(running.pid, os.WNOHANG)
     running.returncode = os.waitstatus_to_exitcode(status)
     drained.join()
-    cpu_s, mib = used.ru_utime + used.ru_stime, used.ru_maxrss >> 10
-    print(f"200 boards, 1000 jobs: {cpu_s:.1f} s of CPU time, {mib} MiB, {threads} threads")
+    cpu_s = used.ru_utime + used.ru_stime
+    print(f"200 boards, 1000 jobs: {cpu_s:.1f} s of CPU time, {peak_kib >> 10} MiB, {threads} threads")
     assert running.returncode == 0
     assert fleet.ran() == fleet.planned()
     assert len(fleet.records()) == 1000
     assert len(fleet.heard("reference")) == 1
     assert threads <= 200 + 20
-    assert used.ru_maxrss < 600 << 10
+    assert 0 < peak_kib < 600 << 10
