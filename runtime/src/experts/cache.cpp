@@ -139,15 +139,15 @@ void UnitCache::read_done(uint64_t tag, int error) {
     timeline_->read(at.unit / source_.units_per_layer, at.unit % source_.units_per_layer, at.asked_at, now_ns(),
                     error == 0 ? source_.unit_bytes : 0);
   }
+  if (error == 0) loads_.fetch_add(1, std::memory_order_release);
   if (error == 0 && at.check) {
-    verified_count_.fetch_add(1, std::memory_order_relaxed);
+    verified_count_.fetch_add(1, std::memory_order_release);
     if (source_.intact(at.unit, arena_.data() + tag * source_.unit_bytes)) {
       verified_[at.unit] = 1;
     } else {
       at.error = kDamaged;
     }
   }
-  if (error == 0) loads_.fetch_add(1, std::memory_order_relaxed);
   if (at.error != 0 && at.again && read_again(static_cast<uint32_t>(tag))) return;
   at.phase.store(at.error == 0 ? kReady : kFailed, std::memory_order_release);
   at.changed.advance();
@@ -343,11 +343,12 @@ int32_t UnitCache::failure_status() const {
 
 sbr_cache_counters UnitCache::counters() const {
   sbr_cache_counters counters = counters_;
-  const ReaderCounters read = reader_->counters();
   counters.struct_size = sizeof counters;
-  counters.loads = loads_.load(std::memory_order_relaxed);
+  // In the reverse of the order in which a read is counted: guesses that arrive meanwhile leave no sum out of step.
+  counters.verified = verified_count_.load(std::memory_order_acquire);
+  counters.loads = loads_.load(std::memory_order_acquire);
   counters.late = late_.load(std::memory_order_relaxed);
-  counters.verified = verified_count_.load(std::memory_order_relaxed);
+  const ReaderCounters read = reader_->counters();
   counters.bytes_read = read.bytes - read_before_.bytes;
   counters.ns_io_busy = read.ns_busy - read_before_.ns_busy;
   return counters;
