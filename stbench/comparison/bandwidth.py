@@ -1,7 +1,8 @@
 """Comparing runs of one state of the memory: by the read bandwidth that was probed beside them.
 
-Memory that others share has states, each lasting for minutes. Ratios of decode speeds depend on them, because
-a faster memory leaves more to the kernels; so runs can be chosen by the probe, whatever their own speed was.
+Memory that others share has states, which last for seconds or minutes. Ratios of decode speeds depend on
+them, because a faster memory leaves more to the kernels; so runs can be chosen by the probe, whatever their
+own speed was.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from dataclasses import dataclass, replace
 
 from stbench.errors import InputError, UsageError
 from stbench.records.sides import Side
+from stbench.wording import count
 
 # Probes whose extremes differ by more than this factor are of several states.
 _STATES_APART = 1.5
@@ -24,11 +26,9 @@ class Range:
     high: float
 
     def __str__(self) -> str:
-        if self.low <= 0:
-            return f"{self.high:g} GB/s or less"
-        return (
-            f"{self.low:g} GB/s or more" if math.isinf(self.high) else f"{self.low:g} to {self.high:g} GB/s"
-        )
+        if math.isinf(self.high):
+            return f"{self.low:g} GB/s or more"
+        return f"{self.low:g} to {self.high:g} GB/s" if self.low > 0 else f"{self.high:g} GB/s or less"
 
 
 def parse(text: str) -> Range:
@@ -60,12 +60,16 @@ def within(side: Side, wanted: Range) -> Side:
 
 
 def states(side: Side) -> str:
-    """A sentence where the runs of ``side`` saw memory in more than one state; else ""."""
-    rates = side.frame.loc[side.frame["usable"], "read_gb_per_s"].dropna()
-    if side.chosen or not len(rates) or rates.max() <= _STATES_APART * rates.min():
+    """A sentence where runs of as many threads saw memory in more than one state; else ""."""
+    if side.chosen:
         return ""
-    between = math.sqrt(rates.min() * rates.max())
-    return (
-        f"Memory was read at {rates.min():.0f} to {rates.max():.0f} GB/s beside these runs; ratios depend "
-        f"on it: --bandwidth {between:.0f}: and --bandwidth :{between:.0f} compare either part."
-    )
+    probed = side.frame[side.frame["usable"] & side.frame["read_gb_per_s"].notna()]
+    for threads, rates in probed.groupby("threads")["read_gb_per_s"]:
+        if rates.max() > _STATES_APART * rates.min():
+            between = math.sqrt(rates.min() * rates.max())
+            return (
+                f"Memory was read at {rates.min():.0f} to {rates.max():.0f} GB/s beside "
+                f"runs of {count(int(str(threads)), 'thread')}; ratios depend on it: "
+                f"--bandwidth {between:.0f}: and --bandwidth :{between:.0f} compare either part."
+            )
+    return ""

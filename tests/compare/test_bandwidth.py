@@ -56,6 +56,19 @@ def test_the_states_are_said_where_none_was_chosen() -> None:
     assert bandwidth.states(Side("steady", steady.frame)) == ""
 
 
+def test_other_threads_are_no_other_state() -> None:
+    frame = two_states().frame
+    fast = frame["read_gb_per_s"] > 60
+    assert bandwidth.states(Side("both", frame.assign(threads=fast + 1))) == ""
+
+
+@pytest.mark.parametrize(
+    ("text", "said"), [("0:", "0 GB/s or more"), (":45", "45 GB/s or less"), ("32:45", "32 to 45 GB/s")]
+)
+def test_a_range_in_words(text: str, said: str) -> None:
+    assert str(bandwidth.parse(text)) == said
+
+
 def test_two_campaigns_can_be_chosen_from_as_well() -> None:
     a, b = (bandwidth.within(two_states(), Range(60, math.inf)) for _ in "ab")
     found = compare(a, b)
