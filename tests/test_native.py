@@ -46,7 +46,14 @@ def all_pass(folder: Path, tests: str) -> None:
 
 
 # The thread sanitizer costs tenfold, and only the tests with several threads concern it.
-THREADED = ["test_thread_pool", "test_session", "test_cache", "test_reader", "test_stream"]
+THREADED = [
+    "test_thread_pool",
+    "test_session",
+    "test_cache",
+    "test_cache_failures",
+    "test_reader",
+    "test_stream",
+]
 
 
 @pytest.mark.slow

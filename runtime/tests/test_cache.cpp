@@ -3,82 +3,38 @@
 #include <algorithm>
 #include <memory>
 
-#include "base/error.h"
 #include "base/thread_pool.h"
-#include "expect.h"
-#include "experts/cache.h"
-#include "read_tests.h"
+#include "cached_units.h"
 
 namespace {
 
 using sbr::CacheOptions;
 using sbr::UnitCache;
-using sbr::UnitSource;
 using sbr_test::Door;
+using sbr_test::Fixture;
 using sbr_test::holds;
-using sbr_test::PatternFile;
+using sbr_test::kHeader;
+using sbr_test::kLayers;
+using sbr_test::kPerLayer;
+using sbr_test::kUnitBytes;
+using sbr_test::kUnits;
+using sbr_test::says;
+using sbr_test::shows;
 using sbr_test::Tamper;
-
-constexpr uint32_t kLayers = 4, kPerLayer = 6, kUnits = kLayers * kPerLayer;
-constexpr uint64_t kUnitBytes = 3 * 4096, kHeader = 4096;
-
-struct Fixture {
-  PatternFile file{"test_cache", kHeader + kUnits* kUnitBytes};
-  uint32_t kind = SBR_IO_PREAD;
-
-  static uint64_t offset(uint32_t unit) { return kHeader + unit * kUnitBytes; }
-
-  UnitSource source() const {
-    return {file.path(),
-            kUnitBytes,
-            kUnits,
-            kPerLayer,
-            offset,
-            [](uint32_t unit, const uint8_t* bytes) { return holds(bytes, offset(unit), kUnitBytes); },
-            [](uint32_t unit) {
-              return "expert " + std::to_string(unit % kPerLayer) + " of layer " + std::to_string(unit / kPerLayer);
-            }};
-  }
-
-  // With room for `capacity` units and a bit.
-  CacheOptions options(uint32_t capacity, sbr::ReadTamper* tamper = nullptr, uint32_t threads = 0) const {
-    CacheOptions options;
-    options.bytes = capacity * kUnitBytes + 100;
-    options.reader.kind = kind;
-    options.reader.tamper = tamper;
-    options.reader.threads = threads;
-    return options;
-  }
-};
-
-bool shows(const UnitCache::Pin& pin, uint32_t unit) {
-  return pin.wait() && pin.ready() && holds(pin.data(), Fixture::offset(unit), kUnitBytes);
-}
-
-sbr::Error error_of(const Fixture& fixture, const CacheOptions& options) {
-  try {
-    UnitCache cache(fixture.source(), options);
-  } catch (const sbr::Error& error) {
-    return error;
-  }
-  return {SBR_OK, "nothing was thrown"};
-}
-
-bool says(const std::string& text, const std::string& part) { return text.find(part) != std::string::npos; }
 
 // ---- one thing at a time ---------------------------------------------------------------------------
 
 void test_options(const Fixture& fixture) {
   CacheOptions options = fixture.options(1);
   options.bytes = kUnitBytes - 1;
-  const sbr::Error small = error_of(fixture, options);
+  const sbr::Error small = sbr_test::error_of(fixture, options);
   EXPECT(small.status() == SBR_ERR_ARGUMENT && says(small.what(), "at least " + std::to_string(kUnitBytes)));
   options = fixture.options(1);
   options.policy = SBR_CACHE_BELADY;
-  EXPECT(says(error_of(fixture, options).what(), "options.cache_policy is 60"));
+  EXPECT(says(sbr_test::error_of(fixture, options).what(), "options.cache_policy is 60"));
   options = fixture.options(1);
   options.verify = 9;
-  EXPECT(says(error_of(fixture, options).what(), "options.verify is 9"));
+  EXPECT(says(sbr_test::error_of(fixture, options).what(), "options.verify is 9"));
   UnitCache whole(fixture.source(), fixture.options(1000));
   EXPECT(whole.capacity() == kUnits && whole.bytes() == kUnits * kUnitBytes);
 }
@@ -220,103 +176,6 @@ void test_guesses_make_room(const Fixture& fixture) {
   EXPECT(!tiny.has(3));
 }
 
-// ---- failures -------------------------------------------------------------------------------------
-
-void test_read_error(const Fixture& fixture) {
-  std::atomic<int> failures{2};
-  Tamper tamper([&](uint64_t offset, uint64_t, uint8_t*, int64_t result) -> int64_t {
-    return offset == Fixture::offset(15) && failures-- > 0 ? -EIO : result;
-  });
-  UnitCache cache(fixture.source(), fixture.options(4, &tamper));
-  EXPECT(cache.failure().empty() && cache.failure_status() == SBR_OK);
-  {
-    const UnitCache::Pin bad = cache.acquire(15), good = cache.acquire(16);
-    std::atomic<int> told{0};
-    std::vector<std::thread> waiting;
-    for (int i = 0; i < 3; ++i) waiting.emplace_back([&] { told += !bad.wait(); });
-    for (std::thread& thread : waiting) thread.join();
-    EXPECT(told == 3 && bad.ready() && shows(good, 16));
-    EXPECT(!cache.acquire(15).wait());  // as long as somebody pins it, it stays failed
-  }
-  EXPECT(says(cache.failure(), fixture.file.path() + ": expert 3 of layer 2: cannot be read: Input/output error"));
-  EXPECT(cache.failure_status() == SBR_ERR_IO);
-  cache.clear_failure();
-  EXPECT(!cache.acquire(15).wait());
-  cache.clear_failure();
-  EXPECT(cache.failure().empty());
-  EXPECT(shows(cache.acquire(15), 15) && cache.failure().empty());
-  // A guess that fails is nobody's failure.
-  failures = 1;
-  UnitCache other(fixture.source(), fixture.options(8, &tamper));
-  other.guess(15);
-  while (failures > 0) std::this_thread::yield();
-  EXPECT(other.failure().empty());
-}
-
-// Somebody acquires a guess while its read fails: it is read once more, and only a second failure is one.
-void test_guess_fails_while_needed(const Fixture& fixture) {
-  for (const int fails : {1, 2}) {
-    std::atomic<int> failures{fails};
-    Door door;
-    Tamper tamper([&](uint64_t offset, uint64_t, uint8_t*, int64_t result) -> int64_t {
-      door.pass();
-      return offset == Fixture::offset(15) && failures-- > 0 ? -EIO : result;
-    });
-    UnitCache cache(fixture.source(), fixture.options(8, &tamper));
-    cache.guess(15);
-    door.await_arrivals(1);
-    const UnitCache::Pin pin = cache.acquire(15);
-    door.open();
-    const bool read = fails == 1;
-    EXPECT(pin.wait() == read && cache.failure().empty() == read && cache.counters().loads == (read ? 1 : 0));
-  }
-}
-
-// A flipped bit, wherever it is, is told before anybody computes with it, and every time it is read again.
-void test_damage(Fixture& fixture) {
-  for (const uint32_t verify : {SBR_VERIFY_FIRST, SBR_VERIFY_EVERY}) {
-    CacheOptions options = fixture.options(2);
-    options.verify = verify;
-    options.reader.direct = SBR_DIRECT_OFF;  // the flip below goes through the page cache
-    UnitCache cache(fixture.source(), options);
-    fixture.file.flip(Fixture::offset(22) + kUnitBytes - 1);
-    for (int i = 0; i < 2; ++i) {
-      EXPECT(!cache.acquire(22).wait());
-      EXPECT(says(cache.failure(), "expert 4 of layer 3: its bytes are not those that were written"));
-      EXPECT(cache.failure_status() == SBR_ERR_FORMAT);
-      cache.clear_failure();
-    }
-    fixture.file.mend(Fixture::offset(22) + kUnitBytes - 1);
-    EXPECT(shows(cache.acquire(22), 22));
-  }
-}
-
-void test_cut_short(uint32_t kind) {
-  Fixture fixture;
-  fixture.kind = kind;
-  UnitCache cache(fixture.source(), fixture.options(4));
-  EXPECT(shows(cache.acquire(23), 23));
-  fixture.file.cut(Fixture::offset(20) + 5000);
-  EXPECT(!cache.acquire(20).wait() && !cache.acquire(21).wait());
-  EXPECT(shows(cache.acquire(19), 19) && shows(cache.acquire(23), 23));
-  EXPECT(says(cache.failure(), "expert 2 of layer 3: cannot be read"));
-}
-
-// The end of a cache whose reads are under way or wait: no hang, and nobody writes to what is gone.
-void test_end(const Fixture& fixture) {
-  for (uint32_t round = 0; round < 30; ++round) {
-    UnitCache cache(fixture.source(), fixture.options(kUnits));
-    for (uint32_t unit = 0; unit < kUnits; ++unit) {
-      if (unit % 3 == 0) {
-        cache.guess(unit);
-      } else {
-        cache.acquire(unit);
-      }
-    }
-    if (round % 3 == 0) EXPECT(shows(cache.acquire(round % kUnits), round % kUnits));
-  }
-}
-
 // ---- a random life --------------------------------------------------------------------------------
 
 // Thread 0 acquires, guesses, drops and releases at random; all threads wait for the pins of a round and check them;
@@ -415,15 +274,7 @@ void test_two_caches(const Fixture& fixture) {
 }  // namespace
 
 int main() {
-  Fixture fixture;
-  for (const uint32_t kind : {SBR_IO_PREAD, SBR_IO_URING}) {
-    fixture.kind = kind;
-    const sbr::Error refused = error_of(fixture, fixture.options(1));
-    if (refused.status() != SBR_OK) {  // an emulator without io_uring
-      EXPECT(refused.status() == SBR_ERR_UNSUPPORTED);
-      std::printf("test_cache: left out: %s\n", refused.what());
-      continue;
-    }
+  sbr_test::with_each_reader("test_cache", [](const Fixture& fixture) {
     test_options(fixture);
     test_counters(fixture);
     test_verify(fixture);
@@ -433,17 +284,12 @@ int main() {
     test_guesses_in_line(fixture);
     test_one_wrong_guess(fixture);
     test_guesses_make_room(fixture);
-    test_guess_fails_while_needed(fixture);
-    test_read_error(fixture);
-    test_damage(fixture);
-    test_cut_short(kind);
-    test_end(fixture);
     test_two_caches(fixture);
     for (const uint32_t policy : {SBR_CACHE_LRU, SBR_CACHE_LFU, SBR_CACHE_REUSE}) {
       for (const uint32_t capacity : {1u, 2u, 5u, 12u, kUnits}) {
         for (const bool faults : {false, true}) test_random_life(fixture, policy, capacity, faults, policy + capacity);
       }
     }
-  }
+  });
   return sbr_test::finish("test_cache");
 }

@@ -63,7 +63,8 @@ UnitCache::UnitCache(UnitSource source, const CacheOptions& options)
   reader_ = Reader::open(source_.path, options.reader, this);
 }
 
-UnitCache::~UnitCache() = default;
+// A guess that fails meanwhile is submitted once more.
+UnitCache::~UnitCache() { reader_->end(); }
 
 // ---- pins ----------------------------------------------------------------------------------------
 

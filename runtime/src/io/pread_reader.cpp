@@ -34,6 +34,16 @@ class PreadReader final : public Reader {
   }
   ~PreadReader() override { end(); }
 
+  void end() override {
+    {
+      const std::lock_guard<std::mutex> lock(mutex_);
+      ending_ = true;
+    }
+    wake_.notify_all();
+    for (std::thread& thread : threads_) thread.join();
+    threads_.clear();
+  }
+
   void submit(const ReadRequest& request) override {
     {
       const std::lock_guard<std::mutex> lock(mutex_);
@@ -90,15 +100,6 @@ class PreadReader final : public Reader {
       listener_->read_done(finished.tag, finished.error);
       lock.lock();
     }
-  }
-
-  void end() {
-    {
-      const std::lock_guard<std::mutex> lock(mutex_);
-      ending_ = true;
-    }
-    wake_.notify_all();
-    for (std::thread& thread : threads_) thread.join();
   }
 
   const std::unique_ptr<OpenFile> file_;

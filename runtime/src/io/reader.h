@@ -62,8 +62,13 @@ class Reader {
   // what the system said). SBR_IO_AUTO and SBR_DIRECT_AUTO fall back, and info() says to what.
   static std::unique_ptr<Reader> open(const std::string& path, const ReaderOptions& options, ReadListener* listener);
 
-  // Waits for reads that the kernel has; others are dropped without a call of the listener.
+  // As end().
   virtual ~Reader() = default;
+
+  // Waits for reads that the kernel has; others, and all that is submitted from now on, are dropped without a call of
+  // the listener. A listener that submits calls this while its own pointer to the reader still stands: what destroys a
+  // unique_ptr may clear it first (libc++ does, libstdc++ does not).
+  virtual void end() = 0;
 
   // From any thread; never waits for a read. Any number may be submitted: what the kernel may not have yet is queued.
   virtual void submit(const ReadRequest& request) = 0;

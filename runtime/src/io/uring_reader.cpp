@@ -40,7 +40,9 @@ class UringReader final : public Reader {
     return true;
   }
 
-  ~UringReader() override {
+  ~UringReader() override { end(); }
+
+  void end() override {
     if (!thread_.joinable()) return;
     {
       const std::lock_guard<std::mutex> lock(mutex_);
