@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Generator
+import time
+from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,16 @@ def require(condition: object, reason: str) -> None:
     unless its reason begins with one of the two above."""
     if not condition:
         pytest.skip(reason)
+
+
+def late(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The same, begun half a second later: a thread that was not scheduled at once."""
+
+    def begun_late(*args: Any) -> Any:
+        time.sleep(0.5)
+        return function(*args)
+
+    return begun_late
 
 
 @pytest.hookimpl(hookwrapper=True)

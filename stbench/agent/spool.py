@@ -161,10 +161,12 @@ class Spool:
             return
         unknown = Started("", "", "", 0, "", 0, 0, 0, "")
         for key in sorted({name[:32] for name in names if name[32:] in (".started", ".record")}):
-            told = self.started(key) or unknown
+            told, state = self.started(key) or unknown, self._state(key)
+            if state is None:
+                continue
             yield wire.SpoolEntry(
                 key,
-                self._state(key),
+                state,
                 told.owner,
                 told.campaign,
                 told.label,
@@ -173,12 +175,19 @@ class Spool:
                 sum(self._sizes(key)),
             )
 
-    def _state(self, key: str) -> str:
+    def _state(self, key: str) -> Optional[str]:
+        """None for a job that is forgotten by now."""
         lock = self.try_lock(key)
         if lock is None:
             return "running"
-        os.close(lock)
-        return "record" if os.path.exists(self.path(key, "record")) else "started"
+        try:
+            for kind in ("record", "started"):
+                if os.path.exists(self.path(key, kind)):
+                    return kind
+            return None
+        finally:
+            self.tidy(key)
+            os.close(lock)
 
     def _sizes(self, key: str) -> List[int]:
         sizes = []

@@ -16,6 +16,7 @@ import sysconfig
 from dataclasses import dataclass
 from pathlib import Path
 
+from stbench.atomic import write_atomically
 from stbench.builds import elf
 from stbench.errors import BuildError
 from stbench.paths import cache_dir
@@ -208,9 +209,7 @@ class Builds:
         path.parent.mkdir(parents=True, exist_ok=True)
         text = json.dumps(vars(info), indent=2) + "\n"
         for file, content in ((path, data), (path.with_name("info.json"), text.encode())):
-            part = file.with_name(f"{file.name}.part")
-            part.write_bytes(content)
-            part.replace(file)
+            write_atomically(file, content)
         return describe(path)
 
 

@@ -17,11 +17,12 @@ import json
 import threading
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from stbench.agent import model_file
 from stbench.agent.wire import JobSpec
 from stbench.errors import NoSpace, StoreError
+from stbench.records.store import write_json
 
 if TYPE_CHECKING:
     from stbench.connectors.base import Connector
@@ -112,10 +113,7 @@ class MadeFiles:
         return True
 
     def _keep(self) -> None:
-        text: Any = json.dumps(self._files, indent=1) + "\n"
-        part = self._path.with_name(f"{MADE}.part")
-        part.write_text(text)
-        part.replace(self._path)
+        write_json(self._path, self._files)
 
 
 def remove_model(connector: Connector, path: str) -> None:

@@ -16,11 +16,11 @@ from pathlib import Path
 
 from stbench.agent import verify, wire
 from stbench.agent.wire import JobSpec, Reference
+from stbench.atomic import write_atomically
 from stbench.campaigns.agentclient import Agent
 from stbench.campaigns.stopping import Stop
 from stbench.errors import InputError, StoreError
 from stbench.paths import cache_dir
-from stbench.records.store import write_text
 
 # The scalar kernels are five to twenty times slower than those of a timed run.
 TIMEOUT_FACTOR = 10.0
@@ -162,7 +162,7 @@ class References:
         with self._changed:
             try:
                 self.directory.mkdir(parents=True, exist_ok=True)
-                write_text(path, wire.dumps(reference) + "\n")
+                write_atomically(path, (wire.dumps(reference) + "\n").encode())
             except OSError as error:
                 raise StoreError(f"{path}: {error.strerror}") from error
             self._loaded[reference.key] = reference

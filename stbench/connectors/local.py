@@ -203,6 +203,7 @@ class LocalRunning:
         self._timed_out = False
         self._tail = b""
         self._unread = b""
+        self._fed = threading.Event()
         self._threads = [
             threading.Thread(target=self._feed, args=(stdin, keep_stdin), daemon=True),
             threading.Thread(target=self._drain, daemon=True),
@@ -212,14 +213,18 @@ class LocalRunning:
 
     def _feed(self, stdin: bytes, keep_stdin: bool) -> None:
         assert self._process.stdin is not None
-        with contextlib.suppress(BrokenPipeError):
-            self._process.stdin.write(stdin)
-            self._process.stdin.flush()
-            if not keep_stdin:
-                self._process.stdin.close()
+        try:
+            with contextlib.suppress(BrokenPipeError):
+                self._process.stdin.write(stdin)
+                self._process.stdin.flush()
+                if not keep_stdin:
+                    self._process.stdin.close()
+        finally:
+            self._fed.set()
 
     def send(self, data: bytes) -> None:
-        """More of its stdin, where it was kept open."""
+        """More of its stdin, where it was kept open; behind what it was started with."""
+        self._fed.wait()
         assert self._process.stdin is not None
         with contextlib.suppress(BrokenPipeError, ValueError):
             self._process.stdin.write(data)

@@ -89,6 +89,7 @@ class SshRunning:
         self._code: int | None = None
         self._exited = threading.Event()
         self._sending = threading.Lock()
+        self._fed = threading.Event()
         self._channel = link.channel()
         try:
             self._channel.settimeout(TICK_S)
@@ -160,7 +161,12 @@ class SshRunning:
         return Ending(code, self._timed_out, self._stderr.decode("utf-8", "replace"), lost)
 
     def send(self, data: bytes) -> None:
-        """More of its stdin, where it was kept open. A command that is gone is ignored."""
+        """More of its stdin, where it was kept open; behind what it was started with. A command that is gone
+        is ignored."""
+        self._fed.wait()
+        self._write(data)
+
+    def _write(self, data: bytes) -> None:
         view = memoryview(data)
         with self._sending:
             while view and not self._exited.is_set() and self._drainer.is_alive():
@@ -200,7 +206,8 @@ class SshRunning:
     # ---- threads ----------------------------------------------------------------------------------------
 
     def _feed(self, stdin: bytes, keep_stdin: bool) -> None:
-        self.send(stdin)
+        self._write(stdin)
+        self._fed.set()
         if not keep_stdin:
             self.close_stdin()
 

@@ -16,12 +16,12 @@ from typing import Any
 
 import pandas as pd
 
+from stbench.atomic import write_atomically
 from stbench.comparison.matching import FIELDS
 from stbench.errors import InputError
 from stbench.gate.thresholds import METRICS
 from stbench.records.frame import COLUMNS
 from stbench.records.sides import Side
-from stbench.records.store import write_text
 from stbench.wording import clean
 
 VERSION = 1
@@ -110,7 +110,7 @@ def text_of(baseline: Baseline) -> str:
 
 def write(baseline: Baseline, path: Path) -> None:
     """Replaces the file as a whole. Raises OSError."""
-    write_text(path, text_of(baseline))
+    write_atomically(path, text_of(baseline).encode())
 
 
 def read(path: Path) -> Baseline:

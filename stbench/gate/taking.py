@@ -18,6 +18,7 @@ import pandas as pd
 
 import stbench
 from stbench.agent.wire import RunRecord
+from stbench.atomic import write_atomically
 from stbench.comparison.compare import judge, prepare
 from stbench.comparison.inference import FEWEST
 from stbench.errors import CellsFailed, Inconclusive
@@ -225,7 +226,5 @@ def keep_library(digest: str, source: Path, root: Path) -> Path:
     path = kept_library(digest, root)
     if not path.is_file():
         path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_name(f"{path.name}.part")
-        part.write_bytes(source.read_bytes())
-        part.replace(path)
+        write_atomically(path, source.read_bytes())
     return path

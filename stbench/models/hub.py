@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 from urllib.parse import urlsplit
 
+from stbench.atomic import write_atomically
 from stbench.errors import MissingExtra, ModelError, NoSpace
 from stbench.paths import cache_dir
 from stbench.yamlfile import printable
@@ -117,9 +118,7 @@ class _Wanted:
         """Notes which file this reference is."""
         note = self._note()
         note.parent.mkdir(parents=True, exist_ok=True)
-        part = note.with_name(f"{note.name}.part")
-        part.write_text(path.parent.name)
-        part.replace(note)
+        write_atomically(note, path.parent.name.encode())
 
 
 def _download(wanted: _Wanted, location: str, url: str, path: Path, size: int, on_bytes: OnBytes) -> None:

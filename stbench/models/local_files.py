@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from stbench.agent import model_file
+from stbench.atomic import write_atomically
 from stbench.errors import ModelError
 from stbench.paths import cache_dir
 
@@ -37,11 +38,8 @@ def digest_of(path: Path, on_bytes: Callable[[int, int], None]) -> str:
                 f"{path}: {error.strerror}", hint="the path of a GGUF file, or a name of `stbench models`"
             ) from error
         note.parent.mkdir(exist_ok=True)
-        part = note.with_name(f"{name}.part")
-        part.write_text(
-            json.dumps({"size": status.st_size, "mtime_ns": status.st_mtime_ns, "sha256": sha256})
-        )
-        part.replace(note)
+        text = json.dumps({"size": status.st_size, "mtime_ns": status.st_mtime_ns, "sha256": sha256})
+        write_atomically(note, text.encode())
         return sha256
 
 

@@ -20,6 +20,7 @@ from typing import Any
 
 from stbench.agent import wire
 from stbench.agent.wire import RunRecord
+from stbench.atomic import sync_directory, write_atomically
 from stbench.errors import BusyError, InputError, StoreError
 from stbench.paths import instead_of
 from stbench.records.lines import UNFINISHED as UNFINISHED
@@ -156,7 +157,7 @@ class Store:
         records = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:
             _lock(records, directory)
-            _sync_directory(directory)
+            sync_directory(directory)
             reading = read_records(path)
             if reading.torn_at is not None:
                 _cut(records, reading.torn_at, path.with_name(RECORDS + ".torn"))
@@ -231,21 +232,8 @@ def read_campaign(directory: Path) -> dict[str, Any] | None:
 
 
 def write_json(path: Path, data: Any) -> None:
-    """Writes a JSON file so that a reader sees the old one or the new one, also after a power cut."""
-    write_text(path, json.dumps(data, indent=1, allow_nan=False) + "\n")
-
-
-def write_text(path: Path, text: str) -> None:
-    """Writes a file so that a reader sees the old one or the new one, also after a power cut.
-
-    Raises OSError."""
-    part = path.with_name(path.name + ".part")
-    with part.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    part.replace(path)
-    _sync_directory(path.parent)
+    """Replaces a JSON file as a whole. Raises OSError."""
+    write_atomically(path, (json.dumps(data, indent=1, allow_nan=False) + "\n").encode())
 
 
 def _lock(records: int, directory: Path) -> None:
@@ -268,11 +256,3 @@ def _cut(records: int, torn_at: int, torn: Path) -> None:
         os.fsync(file.fileno())
     os.ftruncate(records, torn_at)
     os.fsync(records)
-
-
-def _sync_directory(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -14,6 +14,7 @@ import pytest
 
 from stbench.agent import spool as spools
 from stbench.agent import wire
+from stbench.agent.keeper import typed_record
 from stbench.agent.spool import Spool, Started
 from stbench.agent.wire import Receipt, RunRecord, spool_key
 from tests.agent.conftest import fake_job
@@ -123,6 +124,21 @@ def test_a_death_while_forgetting_leaves_a_record_or_nothing(tmp_path: Path) -> 
     for kind in ("started", "lock"):
         Path(spool.path(KEY, kind)).unlink(missing_ok=True)
         assert [entry.state for entry in spool.entries()] == ["record"]
+
+
+def test_a_job_forgotten_while_somebody_lists_is_not_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spool = Spool(str(tmp_path))
+    spool.note_start(KEY, STARTED)
+    record = typed_record(JOB, "failed", "")
+    spool.store(KEY, wire.dumps(record))
+    listed = os.listdir(tmp_path)
+    assert spool.forget(Receipt(KEY, record.started_at))
+    monkeypatch.setattr(os, "listdir", lambda _: listed)
+    assert list(spool.entries()) == []
+    monkeypatch.undo()
+    assert os.listdir(tmp_path) == []
 
 
 @pytest.mark.parametrize("key", ["", "../../etc/passwd", "x" * 32, "0" * 31, "0" * 33])

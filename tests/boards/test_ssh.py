@@ -20,7 +20,7 @@ from stbench.connectors.ssh_running import SshRunning, command_line
 from stbench.errors import DeviceError
 from tests.boards.conftest import Boards, device_of
 from tests.boards.sshd import ROOT, Board, wait_until
-from tests.conftest import require
+from tests.conftest import late, require
 
 
 @pytest.fixture
@@ -105,6 +105,15 @@ def test_stdin_that_is_kept_open(connector: SshConnector) -> None:
     assert list(lines) == ["end"]
     assert running.ending().code == 0
     running.send(b"nobody is there\n")
+
+
+def test_more_stdin_comes_behind_the_first(connector: SshConnector, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(SshRunning, "_feed", late(SshRunning._feed))
+    running = connector.start(
+        [connector.python, "-c", "print(input(), input())"], b"first\n", 60, keep_stdin=True
+    )
+    running.send(b"second\n")
+    assert list(running.lines()) == ["first second"]
 
 
 def test_time_is_limited(board: Board, connector: SshConnector) -> None:

@@ -327,7 +327,7 @@ def test_a_reference_that_cannot_be_kept_leaves_outputs_unchecked(
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(references, "write_text", full)
+    monkeypatch.setattr(references, "write_atomically", full)
     code, _, err = sandbox.run("sweep", sandbox.fake_sweep("fake", replicates=1), "--campaign", "c")
     assert code == 0, err
     assert "No space left on device" in " ".join(err.split())
@@ -346,7 +346,9 @@ def test_a_reference_is_on_the_disk_before_it_has_its_name(
 
     monkeypatch.setattr(os, "fsync", watched)
     references.References(tmp_path).store(Reference("k", "d", []))
-    assert synced == [["k.json.part"], ["k.json"]], "the file, then its directory"
+    (part,), named = synced
+    assert part.startswith(".k.json."), "the file first"
+    assert named == ["k.json"], "then its directory"
 
 
 def test_references_only_measures_nothing(sandbox: Sandbox) -> None:

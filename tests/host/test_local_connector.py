@@ -18,6 +18,7 @@ from stbench.connectors import base, connector_for, local
 from stbench.connectors.local import LocalConnector, LocalRunning
 from stbench.devices.inventory import Device
 from stbench.errors import BusyError, DeviceError
+from tests.conftest import late
 from tests.host.conftest import ROOT
 
 
@@ -127,6 +128,16 @@ def test_lines_after_an_interruption_lose_nothing(
     found += running.lines()
     assert found == ["abc", "d"]
     assert running.ending().code == 0
+
+
+def test_more_stdin_comes_behind_the_first(
+    connector: LocalConnector, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(LocalRunning, "_feed", late(LocalRunning._feed))
+    code = "print(input(), input())"
+    running = connector.start([sys.executable, "-c", code], b"first\n", 60, keep_stdin=True)
+    running.send(b"second\n")
+    assert list(running.lines()) == ["first second"]
 
 
 def test_commands_die_with_a_killed_controller(

@@ -11,7 +11,6 @@ import pytest
 from stbench import cli
 from stbench.agent import wire
 from stbench.agent.wire import RunRecord
-from stbench.atomic import write_atomically
 from stbench.tables.reporting import write_reports
 from tests.tables.factory import record, table_4b
 
@@ -44,19 +43,6 @@ def test_writes_all_files_and_the_same_bytes_again(tmp_path: Path) -> None:
 @pytest.mark.parametrize("records", [[], [record(status="crashed")], [record("my-own", synthetic=False)]])
 def test_works_without_a_number(tmp_path: Path, records: list[RunRecord]) -> None:
     assert len(write_reports(records, tmp_path)) == len(NAMES)
-
-
-def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = write_atomically(tmp_path / "x", b"old")
-
-    def refuse(*_: object) -> None:
-        raise OSError("no")
-
-    monkeypatch.setattr(os, "replace", refuse)
-    with pytest.raises(OSError, match="no"):
-        write_atomically(path, b"new")
-    assert path.read_bytes() == b"old"
-    assert os.listdir(tmp_path) == ["x"]
 
 
 @pytest.mark.parametrize(
