@@ -8,7 +8,7 @@ from pathlib import Path
 def write_atomically(path: Path, data: bytes) -> Path:
     """Replaces ``path`` by a complete file with ``data`` and returns it; one that was there keeps its mode.
     A reader sees the old one or the new one, whoever else writes it and also after a power cut. On OSError
-    the old file stays."""
+    the old file stays, or the new one where only its directory could not be synced."""
     mode = path.stat().st_mode & 0o777 if path.exists() else 0o644
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:

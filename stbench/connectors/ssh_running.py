@@ -206,8 +206,10 @@ class SshRunning:
     # ---- threads ----------------------------------------------------------------------------------------
 
     def _feed(self, stdin: bytes, keep_stdin: bool) -> None:
-        self._write(stdin)
-        self._fed.set()
+        try:
+            self._write(stdin)
+        finally:
+            self._fed.set()
         if not keep_stdin:
             self.close_stdin()
 
