@@ -51,6 +51,11 @@ bool contains(const std::string& text, const char* part) { return text.find(part
 void test_memory() {
   for (const uint32_t n_threads : {1u, 3u}) {
     expect_plausible(sbr::probe_read(options(n_threads, 0)), n_threads, 256 << 10);
+    sbr_probe_options cached = options(n_threads, 0);
+    cached.buffer_bytes = n_threads * (16u << 10);
+    expect_plausible(sbr::probe_read(cached), n_threads, 256 << 10);
+    cached.buffer_bytes = n_threads * 5000u;  // 78 lines, 52 times
+    expect_plausible(sbr::probe_read(cached), n_threads, 52 * 78 * 64);
     for (const uint32_t row_bytes : {1u, 31u, 864u, 65536u}) {
       expect_plausible(sbr::probe_gather(options(n_threads, row_bytes)), n_threads, row_bytes);
     }

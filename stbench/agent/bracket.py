@@ -12,7 +12,7 @@ is no yardstick: runs reached 105 to 170 % of what 4 readers with one unit each 
 
 import os
 from dataclasses import dataclass, replace
-from typing import Dict, Optional
+from typing import Dict, Optional, Sequence
 
 from . import fake, probe, sbr
 from .wire import Bandwidth, Bracket, JobSpec, Settings
@@ -28,6 +28,11 @@ MAX_BUFFER_BYTES = 256 << 20
 MEMORY_SHARE = 8
 # The gathers take this part of a probe's time on top; they are wanted for a limit, not for a verdict.
 GATHER_SHARE = 0.5
+# Per thread: the first-level cache of every core has 32 KiB, and two hyperthreads share it.
+CORE_BYTES = 16 << 10
+# What the cores do takes this part of a probe's time on top. On a virtual machine whose cores others shared,
+# windows of 4 ms lay at 48 to 52 GB/s or at 81 to 85.
+CORE_SHARE = 0.25
 # Storage takes this part of a probe's time: 150 ms each for io_uring and pread where memory takes 200 ms. At
 # 1.5 GB/s that is a hundred experts of SmallThinker 4B.
 STORAGE_SHARE = 1.5
@@ -62,6 +67,7 @@ class Probe:
     gather: Optional[Bandwidth] = None
     row_bytes: int = 0
     storage: Optional[StorageProbe] = None
+    core: Optional[Bandwidth] = None
 
 
 def uses_storage(settings: Settings) -> bool:
@@ -95,7 +101,17 @@ def measure(job: JobSpec, after: bool) -> Probe:
         done = sbr.probe_gather(library, threads, size, rows, int(duration_ns * GATHER_SHARE), cpus)
         gathered = Bandwidth(done.bytes, done.ns)
     stored = _storage(library, job, int(duration_ns * STORAGE_SHARE)) if uses_storage(job.settings) else None
-    return Probe(read.threads, size, Bandwidth(read.bytes, read.ns), gathered, rows, stored)
+    core = _core(library, read.threads, int(duration_ns * CORE_SHARE), cpus)
+    return Probe(read.threads, size, Bandwidth(read.bytes, read.ns), gathered, rows, stored, core)
+
+
+def _core(library: sbr.Library, threads: int, duration_ns: int, cpus: Sequence[int]) -> Optional[Bandwidth]:
+    """None for a library of before so little could be probed: two builds may be compared."""
+    try:
+        done = sbr.probe_read(library, threads, CORE_BYTES * threads, duration_ns, cpus)
+    except sbr.NativeError:
+        return None
+    return Bandwidth(done.bytes, done.ns)
 
 
 def _storage(library: sbr.Library, job: JobSpec, duration_ns: int) -> StorageProbe:
@@ -168,6 +184,8 @@ def joined(before: Probe, after: Probe) -> Bracket:
         gather_before=before.gather,
         gather_after=after.gather,
         row_bytes=before.row_bytes,
+        core_before=before.core,
+        core_after=after.core,
     )
     one, other = before.storage, after.storage
     if one is None or other is None or one.read is None or other.read is None:

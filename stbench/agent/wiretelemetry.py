@@ -111,7 +111,9 @@ class Bracket:
     random units of ``storage_unit_bytes`` of the run's bundle (without one: parts of its model file) by the
     runtime's own readers, ``storage_io`` being the faster of those that the run may use and
     ``storage_direct`` past the page cache; ``storage_one``: the same, one unit at a time, by ``storage_io``
-    (None: the run had neither a cache nor a memory limit, or a warning says why not)."""
+    (None: the run had neither a cache nor a memory limit, or a warning says why not). ``core``: streams over
+    16 KiB per thread, which every core has a cache of its own for: how fast the cores are just then, which
+    their clocks and a hypervisor's other guests decide (None: not measured)."""
 
     threads: int
     buffer_bytes: int
@@ -127,3 +129,5 @@ class Bracket:
     storage_direct: Optional[bool] = None
     storage_one_before: Optional[Bandwidth] = None
     storage_one_after: Optional[Bandwidth] = None
+    core_before: Optional[Bandwidth] = None
+    core_after: Optional[Bandwidth] = None

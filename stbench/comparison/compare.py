@@ -25,7 +25,7 @@ from stbench.comparison import inference
 from stbench.comparison.inference import INCONCLUSIVE, Floats
 from stbench.comparison.matching import NAMES, differences, known, matched, pairing
 from stbench.errors import CellsFailed, InputError
-from stbench.records.disturbance import same_bandwidth
+from stbench.records.disturbance import MEMORY, RATES, same_bandwidth
 from stbench.records.sides import Side
 from stbench.tables import cells
 from stbench.wording import count
@@ -301,11 +301,16 @@ def _steady(rows: pd.DataFrame, metric: str) -> pd.DataFrame:
 def _fair_pairs(
     a: pd.DataFrame, b: pd.DataFrame, together: Sequence[tuple[int, int]]
 ) -> list[tuple[int, int]]:
-    """Pairs of two undisturbed runs, or of two steady ones that saw the same bandwidth."""
+    """Pairs of two undisturbed runs, or of two steady ones that saw the same machine, by what either is
+    judged by."""
     off_a, off_b = dict(a["off_level"]), dict(b["off_level"])
-    rate_a, rate_b = dict(a["read_gb_per_s"]), dict(b["read_gb_per_s"])
+
+    def alike(i: int, j: int) -> bool:
+        rates = {RATES.get(by, RATES[MEMORY]) for by in (a["judged_by"][i], b["judged_by"][j])}
+        return all(same_bandwidth(a[rate][i], b[rate][j]) for rate in rates)
+
     return [
         (i, j)
         for i, j in together
-        if i in off_a and j in off_b and (not (off_a[i] or off_b[j]) or same_bandwidth(rate_a[i], rate_b[j]))
+        if i in off_a and j in off_b and (not (off_a[i] or off_b[j]) or alike(i, j))
     ]

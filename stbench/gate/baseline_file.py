@@ -28,7 +28,15 @@ VERSION = 1
 
 # Of a case, besides what it is matched by; and of each of its replicates, besides its metrics.
 _CASE = ("label", "case", "campaign", "library", "isa", "n_prompt", "n_gen", "n_depth")
-_SAMPLE = ("record_id", "started_at", "replicate", "output_hash", "read_gb_per_s")
+_SAMPLE = (
+    "record_id",
+    "started_at",
+    "replicate",
+    "output_hash",
+    "read_gb_per_s",
+    "core_gb_per_s",
+    "judged_by",
+)
 # Said of a replicate only where it is so.
 _MARK = "disturbed"
 _KEPT = tuple(dict.fromkeys((*_CASE, *FIELDS)))

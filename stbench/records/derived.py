@@ -28,6 +28,7 @@ DERIVED = {**{name: COLUMNS[name] for name in JOINT}, "_keep": "bool"}
 EVIDENCE = {
     "_facts": "bool",
     "_machine": "object",
+    "_yardstick": "object",
     "_before": "float64",
     "_after": "float64",
     "_counted": "bool",
@@ -50,6 +51,7 @@ def evidence_of(record: RunRecord) -> dict[str, Any]:
         **storage_bound.own_columns(bound),
         "_facts": record.facts is not None,
         "_machine": machine.machine,
+        "_yardstick": machine.yardstick,
         "_before": machine.before,
         "_after": machine.after,
         "_counted": machine.cpu is not None,
@@ -114,7 +116,7 @@ def _latest(ids: Array, unfinished: Array) -> Array:
 
 
 def _judged(column: ColumnOf, ok: Array, keep: Array) -> dict[str, Array]:
-    before, after = column("_before"), column("_after")
+    yardstick, before, after = column("_yardstick"), column("_before"), column("_after")
     cpu, disk = column("_cpu"), column("_disk")
     counted = column("_counted")
     codes, machines = pd.factorize(column("_machine"))
@@ -138,6 +140,7 @@ def _judged(column: ColumnOf, ok: Array, keep: Array) -> dict[str, Array]:
             found = disturbance.Evidence(
                 True,
                 "",
+                str(yardstick[i]),
                 float(before[i]),
                 float(after[i]),
                 ((str(cpu[i]),) if cpu[i] else ()) if counted[i] else None,

@@ -2,7 +2,10 @@
 
 A run is *disturbed* when one of these holds. The limits are constants below, with their reasons.
 
-1. Memory bandwidth just before and just after it differ by more than 10 %: something came or went.
+1. Memory bandwidth just before and just after it differ by more than 10 %: something came or went. Where all
+   weights fit into the last-level cache, memory says nothing: there, and in 2., the rate counts at which the
+   cores read their own caches. It falls with their clocks, and where a hypervisor lends the other hyperthread
+   of a core to somebody else (by two fifths, with no stolen time to tell by).
 2. Either differs by more than 10 % from the campaign's own level for that device, its CPUs and its thread
    count: something was there all along. A run above the level counts, too: it does not compare with
    the others.
@@ -46,7 +49,7 @@ from typing import TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from stbench.agent.wire import Bandwidth, RunRecord
+from stbench.agent.wire import Bandwidth, Bracket, RunRecord
 
 Floats: TypeAlias = "npt.NDArray[np.float64]"
 
@@ -54,6 +57,12 @@ Floats: TypeAlias = "npt.NDArray[np.float64]"
 # machine, disturbed ones 25 to 50 % below it. A speed that is bound by memory moves as much as the bandwidth
 # does, so this is also the largest error that an unmarked run may have from it.
 BANDWIDTH_LIMIT = 0.10
+
+# What a run is held against: the probes of one or the other. Its column of rates, and its name in sentences.
+MEMORY = "memory"
+CORES = "cores"
+RATES = {MEMORY: "read_gb_per_s", CORES: "core_gb_per_s"}
+_TOLD = {MEMORY: "memory bandwidth", CORES: "the cores' rate in their own caches"}
 
 # Of one CPU, over the run's window. A busy loop beside as many threads as there are CPUs gets its fair share,
 # a third of a CPU or more; on a free CPU all of it. Monitoring daemons, interrupts and this program's own
@@ -98,11 +107,12 @@ UNJUDGED = Verdict(False)
 
 @dataclass(frozen=True)
 class Evidence:
-    """What a record itself says of it. ``machine``: what probes have to share to be compared; rates in
-    GB/s, NaN where nothing was measured; ``cpu`` None: nothing was counted."""
+    """What a record itself says of it. ``machine``: what probes have to share to be compared; rates of
+    ``yardstick`` in GB/s, NaN where nothing was measured; ``cpu`` None: nothing was counted."""
 
     ok: bool
     machine: str
+    yardstick: str
     before: float
     after: float
     cpu: tuple[str, ...] | None
@@ -111,16 +121,41 @@ class Evidence:
 
 def evidence_of(record: RunRecord) -> Evidence:
     """Of one record, without its campaign."""
-    bracket, ok = record.bracket, record.status == "ok"
-    before, after = (gb_per_s(bracket.read_before), gb_per_s(bracket.read_after)) if bracket else (None, None)
+    ok, held = record.status == "ok", yardstick(record)
+    before, after = _sides(record.bracket, held) if record.bracket is not None else (None, None)
     return Evidence(
         ok,
-        _machine(record),
-        before or math.nan,
-        after or math.nan,
+        _machine(record, held),
+        held,
+        gb_per_s(before) or math.nan,
+        gb_per_s(after) or math.nan,
         _cpu_reasons(record) if ok else None,
         _storage_reasons(record) if ok else (),
     )
+
+
+def yardstick(record: RunRecord) -> str:
+    """MEMORY or CORES: the cores where the weights are known to fit into the last-level cache, and the cores
+    were probed."""
+    found = record.bracket
+    return (
+        CORES if found is not None and found.core_before and found.core_after and in_cache(record) else MEMORY
+    )
+
+
+def _sides(found: Bracket, held: str) -> tuple[Bandwidth | None, Bandwidth | None]:
+    return (found.core_before, found.core_after) if held == CORES else (found.read_before, found.read_after)
+
+
+def in_cache(record: RunRecord) -> bool:
+    """Whether all weights fit into the last-level cache, as far as the machine shows it."""
+    weights = record.shape.weight_bytes if record.shape else 0
+    return 0 < weights <= last_level_cache(record)
+
+
+def last_level_cache(record: RunRecord) -> int:
+    """Bytes; 0 where the machine shows none."""
+    return max(record.facts.caches.values(), default=0) if record.facts else 0
 
 
 def judge(records: Sequence[RunRecord]) -> list[Verdict]:
@@ -132,7 +167,7 @@ def judge(records: Sequence[RunRecord]) -> list[Verdict]:
 
 
 def levels(found: Iterable[Evidence]) -> dict[str, float]:
-    """The undisturbed read bandwidth, GB/s, per campaign, device, CPUs and threads."""
+    """The undisturbed rate, GB/s, per campaign, device, CPUs, threads and yardstick."""
     probes: dict[str, list[float]] = {}
     for one in found:
         if one.ok:
@@ -205,21 +240,31 @@ def _share(seconds: float | None, window_s: float | None) -> float | None:
     return seconds / window_s if seconds is not None and window_s else None
 
 
-def _machine(record: RunRecord) -> str:
+def rates_beside(record: RunRecord) -> dict[str, float | None]:
+    """Of memory, of gathered rows and of the cores' own caches, by column."""
+    found = record.bracket
+    return {
+        "read_gb_per_s": read_gb_per_s(record),
+        "gather_gb_per_s": gather_gb_per_s(record),
+        "core_gb_per_s": _mean(found.core_before, found.core_after) if found else None,
+    }
+
+
+def _machine(record: RunRecord, held: str) -> str:
     """What probes have to share to be compared. Not the buffer's size: it follows the free memory, and all
     sizes exceed the caches."""
     threads = record.bracket.threads if record.bracket else 0
     fingerprint = record.facts.fingerprint if record.facts else ""
-    return repr((record.campaign, record.device, fingerprint, tuple(record.settings.cpus), threads))
+    return repr((record.campaign, record.device, fingerprint, tuple(record.settings.cpus), threads, held))
 
 
 def verdict(found: Evidence, level: float | None) -> Verdict:
-    """``level``: the bandwidth of the run's campaign on its machine, None where nothing was probed."""
+    """``level``: the rate of the run's campaign on its machine, None where nothing was probed."""
     if not found.ok:
         return UNJUDGED
     probed = level is not None and found.before > 0 and found.after > 0
-    moved = _moved(found.before, found.after) if probed else ()
-    off = _off_level(found.before, found.after, level) if probed and level is not None and not moved else ()
+    moved = _moved(found) if probed else ()
+    off = _off_level(found, level) if probed and level is not None and not moved else ()
     judged = probed or found.cpu is not None
     alone = bool(off) and not found.cpu and not found.disk
     return Verdict(judged, (*moved, *off, *(found.cpu or ()), *found.disk), alone)
@@ -230,18 +275,20 @@ def same_bandwidth(one: float, other: float) -> bool:
     return abs(one - other) <= BANDWIDTH_LIMIT * max(one, other)
 
 
-def _moved(before: float, after: float) -> tuple[str, ...]:
-    if same_bandwidth(before, after):
+def _moved(found: Evidence) -> tuple[str, ...]:
+    if same_bandwidth(found.before, found.after):
         return ()
-    change = "fell" if after < before else "rose"
-    return (f"memory bandwidth {change} from {before:.1f} to {after:.1f} GB/s during the run",)
+    change = "fell" if found.after < found.before else "rose"
+    return (
+        f"{_TOLD[found.yardstick]} {change} from {found.before:.1f} to {found.after:.1f} GB/s during the run",
+    )
 
 
-def _off_level(before: float, after: float, level: float) -> tuple[str, ...]:
-    worst = max((before, after), key=lambda rate: abs(rate / level - 1))
+def _off_level(found: Evidence, level: float) -> tuple[str, ...]:
+    worst = max((found.before, found.after), key=lambda rate: abs(rate / level - 1))
     if abs(worst / level - 1) <= BANDWIDTH_LIMIT:
         return ()
-    return (f"memory bandwidth {worst:.1f} GB/s beside the run, {level:.1f} in the campaign",)
+    return (f"{_TOLD[found.yardstick]} {worst:.1f} GB/s beside the run, {level:.1f} in the campaign",)
 
 
 def _storage_reasons(record: RunRecord) -> tuple[str, ...]:

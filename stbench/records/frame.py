@@ -19,6 +19,8 @@ Nothing is averaged here. Speeds exist only for records that ended "ok" and whos
 ``threads``               effective if the run got that far, else requested; 0: unknown ("all" requested)
 ``read_gb_per_s``         streaming read bandwidth beside the run, mean of before and after, 1e9 bytes/s
 ``gather_gb_per_s``       the same of whole rows in random order
+``core_gb_per_s``         the same of what the cores' own caches hold: how fast the cores were
+``judged_by``             which of these tells whether the run was disturbed: "memory" or "cores"
 ``disturbed``             the machine was not itself (:mod:`stbench.records.disturbance`); False where nothing
 tells
 ``off_level``             disturbed only in that the campaign's bandwidth was another; steady by itself
@@ -45,7 +47,7 @@ import pandas as pd
 from stbench.agent.wire import ModelShape, PhaseCounters, Program, RunRecord, Samples, SynthSpec
 from stbench.models import catalogue
 from stbench.records import limited_columns, storage_bound
-from stbench.records.disturbance import Verdict, gather_gb_per_s, judge, other_cpu_share, read_gb_per_s
+from stbench.records.disturbance import Verdict, judge, other_cpu_share, rates_beside, yardstick
 from stbench.records.limit_share import limit_share
 from stbench.records.one_run import unique_records as unique_records
 from stbench.sweeps.axes import AUTO_FFN
@@ -134,6 +136,8 @@ COLUMNS: dict[str, str] = {
     "attempt": "int64",
     "read_gb_per_s": "float64",
     "gather_gb_per_s": "float64",
+    "core_gb_per_s": "float64",
+    "judged_by": "object",
     "disturbed": "bool",
     "off_level": "bool",
     "disturbance": "object",
@@ -414,8 +418,8 @@ def _limits(record: RunRecord, decode_tps: float) -> dict[str, Any]:
     limit = limit_share(record, decode_tps)
     return {
         "attempt": record.attempt,
-        "read_gb_per_s": _or_nan(read_gb_per_s(record)),
-        "gather_gb_per_s": _or_nan(gather_gb_per_s(record)),
+        **{name: _or_nan(rate) for name, rate in rates_beside(record).items()},
+        "judged_by": yardstick(record),
         "other_cpu_share": _or_nan(other_cpu_share(record)),
         "limit_share": _or_nan(limit.share),
         "limit_why": limit.why,

@@ -12,7 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from stbench.agent.wire import RunRecord
-from stbench.records.disturbance import gather_gb_per_s, read_gb_per_s
+from stbench.records.disturbance import gather_gb_per_s, in_cache, last_level_cache, read_gb_per_s
 from stbench.records.roofline import TokenBytes, token_bytes
 
 # Matrices whose rows are picked, by what the runtime says it did: up, and down where it is neuron-major.
@@ -39,12 +39,10 @@ def limit_share(record: RunRecord, decode_tps: float) -> LimitShare:
         return LimitShare(None)
     if record.settings.memory_limit_bytes or record.settings.cache:
         return LimitShare(None, "its weights come from storage, whose rate was not probed beside it")
-    cache = max(record.facts.caches.values(), default=0) if record.facts else 0
-    weights = record.shape.weight_bytes if record.shape else 0
-    if 0 < weights <= cache:
+    if record.shape and in_cache(record):
+        weights, cache = record.shape.weight_bytes / 1e6, last_level_cache(record) / 2**20
         return LimitShare(
-            None,
-            f"its {weights / 1e6:.0f} MB of weights fit into the last-level cache of {cache / 2**20:.0f} MiB",
+            None, f"its {weights:.0f} MB of weights fit into the last-level cache of {cache:.0f} MiB"
         )
     needed = bytes_per_token(record)
     if needed is None:

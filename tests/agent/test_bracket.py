@@ -54,6 +54,10 @@ def test_a_real_job_is_bracketed_with_its_threads_and_its_rows(sbr_job: Callable
     for read in (found.read_before, found.read_after):
         assert read.bytes > 0
         assert 20e6 <= read.ns < 10e9
+    for core in (found.core_before, found.core_after):
+        assert core is not None
+        assert core.bytes > 0
+        assert core.ns >= 5e6
     for gather in (found.gather_before, found.gather_after):
         assert gather is not None
         assert gather.bytes > 0
@@ -63,6 +67,24 @@ def test_a_real_job_is_bracketed_with_its_threads_and_its_rows(sbr_job: Callable
     assert plain.memory is not None
     grown = record.memory.peak_rss_bytes - plain.memory.peak_rss_bytes
     assert grown < 8 * MB, "the probe's buffer is in the job's memory"
+
+
+def test_an_older_library_has_no_rate_of_the_cores(
+    sbr_job: Callable[..., JobSpec], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It refuses so small a buffer; the rest of the bracket stands."""
+    probe_read = bracket.sbr.probe_read
+
+    def older(library: Any, threads: int, size: int, *rest: Any) -> Any:
+        if size < 256 << 10:
+            raise bracket.sbr.NativeError(1, "probe: buffer_bytes is too small")
+        return probe_read(library, threads, size, *rest)
+
+    monkeypatch.setattr(bracket.sbr, "probe_read", older)
+    job = sbr_job(threads=1)
+    found = bracket.measure(JobSpec(**{**job.__dict__, "bracket_ms": 20}), after=False)
+    assert found.core is None
+    assert found.read.bytes > 0
 
 
 def test_a_probe_that_fails_leaves_the_job_alone_and_warns(sbr_job: Callable[..., JobSpec]) -> None:

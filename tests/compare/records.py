@@ -47,6 +47,18 @@ def beside(one: RunRecord, gb_per_s: float) -> RunRecord:
     return dataclasses.replace(one, bracket=Bracket(2, 1 << 26, rate, rate))
 
 
+def in_cache(one: RunRecord, core_gb_per_s: float) -> RunRecord:
+    """The same run of weights that the caches hold, beside a steady rate of the cores."""
+    assert one.facts is not None
+    assert one.bracket is not None
+    rate = Bandwidth(round(core_gb_per_s * 1e6), 1_000_000)
+    return dataclasses.replace(
+        one,
+        facts=dataclasses.replace(one.facts, caches={"L3": 64 << 30}),
+        bracket=dataclasses.replace(one.bracket, core_before=rate, core_after=rate),
+    )
+
+
 def prompt_only(one: RunRecord, tps: float) -> RunRecord:
     """A pp512 run of ``tps`` prompt tokens/s."""
     ns = round(512e9 / tps)

@@ -15,7 +15,7 @@ from stbench.comparison.compare import Comparison, compare
 from stbench.comparison.inference import IMPROVED, INCONCLUSIVE, REGRESSED, UNCHANGED
 from stbench.errors import CellsFailed, InputError, UsageError
 from stbench.records.sides import read_side
-from tests.compare.records import case, disturbed, noisy, prompt_only, side, write
+from tests.compare.records import beside, case, disturbed, in_cache, noisy, prompt_only, side, write
 from tests.host.conftest import ROOT
 
 QUICK = ROOT / "results" / "epyc-2core-quick"
@@ -102,6 +102,21 @@ def test_one_campaign_pairs_by_replicate_number() -> None:
     found = only(a, b[:-1], ignore=["switches"])
     assert (found.paired, found.n, found.a.unpaired, found.b.unpaired) == (True, 8, 1, 0)
     assert found.test == "signed-rank"
+
+
+def test_small_models_are_pairs_where_the_cores_were_alike() -> None:
+    """Cores that others shared in four rounds of ten, memory at another rate beside every run: each round has
+    its pair but the one whose partner had them alone."""
+    a, b = alternating(noisy(10, 0, 20), noisy(10, 1, 20))
+
+    def beside_cores(runs: list[RunRecord], alone: set[int]) -> list[RunRecord]:
+        return [
+            in_cache(beside(one, 20.0 + 3 * one.replicate), 84.0 if one.replicate in alone else 49.0)
+            for one in runs
+        ]
+
+    found = only(beside_cores(a, {0, 1, 2, 3}), beside_cores(b, {0, 1, 2}))
+    assert (found.paired, found.a.n) == (True, 9)
 
 
 def test_campaigns_one_after_the_other_are_not_paired() -> None:

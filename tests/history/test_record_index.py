@@ -26,7 +26,7 @@ from stbench.records.gathering import Gathered
 from stbench.records.record_index import RecordIndex
 from stbench.tables import grid, notes, render
 from tests.benchmarks.million_records import generate
-from tests.compare.records import beside, case, disturbed, noisy, write
+from tests.compare.records import beside, case, disturbed, in_cache, noisy, write
 from tests.conftest import require
 from tests.host.conftest import ROOT, Sandbox, sandbox
 
@@ -78,6 +78,7 @@ def campaign(tmp_path: Path) -> Path:
     runs = [beside(one, 40.0 + i / 100) for i, one in enumerate(case(noisy(30)))]
     runs[3], runs[4] = disturbed(runs[3]), beside(runs[4], 25.0)
     runs[5] = dataclasses.replace(runs[5], status="crashed", samples=None, detail="SIGSEGV")
+    runs[6] = in_cache(beside(runs[6], 10.0), 84.0)
     runs.insert(7, dataclasses.replace(runs[7], status="cancelled", samples=None))
     runs.append(dataclasses.replace(runs[8], status="cancelled", samples=None))
     return Path(write(tmp_path / "results" / "c1", runs))

@@ -234,6 +234,33 @@ def test_no_percentage_without_its_parts() -> None:
     assert limit_share(rows, 30.0).why == "no gather rate was measured for its rows"
 
 
+def in_cache(core: float, after: float | None = None, memory: float = 20, **changes: Any) -> RunRecord:
+    """A run whose weights a cache holds, beside this rate of the cores' own caches."""
+    probed = dataclasses.replace(
+        bracket(memory), core_before=bandwidth(core), core_after=bandwidth(core if after is None else after)
+    )
+    return record(bracket=probed, facts=facts(caches={"L3": 4 << 30}), **changes)
+
+
+def test_what_a_cache_holds_is_judged_by_the_cores() -> None:
+    steady = [in_cache(84, memory=20 - 5 * (i % 2), replicate=i) for i in range(8)]
+    assert disturbed(steady) == [False] * 8, "memory says nothing"
+    (*calm, moved, slow) = judge([*steady, in_cache(84, 49, replicate=8), in_cache(49, replicate=9)])
+    assert not any(verdict.disturbed for verdict in calm)
+    assert moved.reasons == (
+        "the cores' rate in their own caches fell from 84.0 to 49.0 GB/s during the run",
+    )
+    assert (slow.off_level, slow.disturbed) == (True, True)
+    frame = to_frame([steady[1]])
+    assert (frame["core_gb_per_s"][0], frame["judged_by"][0]) == (84, "cores")
+
+
+def test_what_memory_holds_is_judged_by_memory() -> None:
+    large = [dataclasses.replace(in_cache(84, 49, replicate=i), facts=facts()) for i in range(6)]
+    assert disturbed(large) == [False] * 6
+    assert set(to_frame(large)["judged_by"]) == {"memory"}
+
+
 def test_a_model_that_fits_into_the_cache_has_none_with_the_reason() -> None:
     cached = [run(20, replicate=i, facts=facts(caches={"L2": 1 << 20, "L3": 4 << 30})) for i in range(6)]
     table = build_tables(cached)[0]

@@ -6,6 +6,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cerrno>
 #include <cstring>
 #include <exception>
@@ -23,6 +24,7 @@ namespace {
 const uint64_t kSeed = 20240229;
 // Bytes read between two looks at the clock: 10 us at 25 GB/s, against 25 ns for the look.
 const uint64_t kReadStep = 256 << 10;
+const uint64_t kLeastSlice = 4096;
 const size_t kGatherStep = 256;  // rows
 // While a row is read, the lines of the row that comes this many rows later are requested, one for one, into the
 // second-level cache, as kernels that know their rows can. Requests into the first level, or for a whole row at once,
@@ -194,7 +196,10 @@ class Descriptor {
 sbr_probe_result probe_read(const sbr_probe_options& options) {
   check_duration(options);
   const uint32_t n_threads = thread_count(options);
-  const uint64_t bytes = slice_bytes(options, n_threads, kReadStep) / kReadStep * kReadStep;
+  // What is smaller than a step is read several times in each.
+  const uint64_t available = slice_bytes(options, n_threads, kLeastSlice);
+  const uint64_t pass = std::min(available / kCacheLine * kCacheLine, kReadStep), passes = kReadStep / pass;
+  const uint64_t bytes = available / pass * pass;
   std::vector<Slice> slices(n_threads);
   return measure(
       options, n_threads,
@@ -204,10 +209,13 @@ sbr_probe_result probe_read(const sbr_probe_options& options) {
       },
       [&](uint32_t tid, Tally& tally) {
         Slice& slice = slices[tid];
-        tally.sink += read_bytes(slice.pages.data() + slice.at, kReadStep);
-        tally.bytes += kReadStep;
+        for (uint64_t i = 0; i < passes; ++i) {
+          tally.sink += read_bytes(slice.pages.data() + slice.at, pass);
+          slice.at = slice.at + pass == bytes ? 0 : slice.at + pass;
+          std::atomic_signal_fence(std::memory_order_seq_cst);  // what was read is not known: read it again
+        }
+        tally.bytes += passes * pass;
         ++tally.operations;
-        slice.at = slice.at + kReadStep == bytes ? 0 : slice.at + kReadStep;
       });
 }
 
