@@ -63,15 +63,15 @@ Session::Session(const Model& model, const SessionSettings& settings)
       prefetch_(settings.prefetch),
       record_routing_(settings.record_routing),
       timeline_(make_timeline(settings)),
+      cached_(make_cached_experts(model, with_timeline(settings, timeline_.get()))),
+      stream_(make_layer_stream(model, with_timeline(settings, timeline_.get()))),
       pool_(settings.n_threads, settings.cpus),
       kv_(model.config(), settings.n_ctx, settings.kv_type, settings.kv_touch),
       workspace_(make_workspace(model.config(), model.weights(), n_batch_, kv_.n_ctx(), pool_.size())),
       tallies_(pool_.size()),
       balance_{{pool_.size(), settings.measured_split}, {pool_.size(), settings.measured_split}},
       work_ns_(pool_.size()),
-      expert_counts_(size_t{model.config().n_layer} * model.config().n_expert),
-      cached_(make_cached_experts(model, with_timeline(settings, timeline_.get()))),
-      stream_(make_layer_stream(model, with_timeline(settings, timeline_.get()))) {
+      expert_counts_(size_t{model.config().n_layer} * model.config().n_expert) {
   reset_counters();
 }
 
@@ -140,7 +140,13 @@ sbr_interval Session::evaluate(const int32_t* tokens, uint32_t n_tokens, LogitsO
                                uint32_t restart) {
   const size_t kind = n_tokens > 1;
   const uint64_t recorded = recorded_.size();
-  const Routing routing = routing_of(n_tokens);
+  Routing routing;
+  try {
+    routing = routing_of(n_tokens);
+  } catch (...) {  // no memory for what would be recorded, maybe after other batches
+    n_past_ = restart;
+    throw;
+  }
   if (stream_ != nullptr) stream_->begin_step(pool_.size());
   Step step = {model_.config(),
                model_.weights(),

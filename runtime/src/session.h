@@ -73,6 +73,9 @@ class Session {
   const uint32_t prefetch_;
   const bool record_routing_;
   const std::unique_ptr<Timeline> timeline_;  // outlives what writes to it; nullptr: none
+  // Before the pool, which pins the thread that makes it: their readers' threads would inherit its one CPU.
+  const std::unique_ptr<CachedExperts> cached_;  // a bundle of experts
+  const std::unique_ptr<LayerStream> stream_;    // a bundle of layers
   ThreadPool pool_;
   KvCache kv_;
   Workspace workspace_;
@@ -80,10 +83,8 @@ class Session {
   Balance balance_[2];          // single tokens, batches
   std::vector<uint64_t> work_ns_;
   std::vector<uint64_t> expert_counts_;
-  std::vector<uint16_t> forced_;           // routing to be replayed; empty: none
-  std::vector<uint16_t> recorded_;         // routing since the last reset
-  std::unique_ptr<CachedExperts> cached_;  // a bundle of experts
-  std::unique_ptr<LayerStream> stream_;    // a bundle of layers
+  std::vector<uint16_t> forced_;    // routing to be replayed; empty: none
+  std::vector<uint16_t> recorded_;  // routing since the last reset
   uint64_t n_evaluated_ = 0;
   uint64_t ns_total_ = 0;
   uint32_t n_past_ = 0;

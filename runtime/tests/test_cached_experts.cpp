@@ -1,11 +1,16 @@
 // Experts that stay on storage: whatever the cache's size, policy and reader, and whatever is read ahead, the logits
 // are those of the model in memory, to the bit. `test_cached_experts few` tries fewer combinations.
+#include <sched.h>
+
 #include <algorithm>
 #include <cstdio>
+#include <filesystem>
+#include <set>
 #include <string>
 #include <vector>
 
 #include "base/error.h"
+#include "base/thread_pool.h"
 #include "base/timeline.h"
 #include "bundled_models.h"
 #include "expect.h"
@@ -94,6 +99,38 @@ void test_one_gather() {
       options.n_batch = 16;
       expect_same("one gather", options, units, prefill_all(model.get(), options, tokens), expected);
     }
+  }
+}
+
+// ---- threads ----
+
+std::set<std::string> threads_of_this_process() {
+  std::set<std::string> ids;
+  for (const auto& entry : std::filesystem::directory_iterator("/proc/self/task")) ids.insert(entry.path().filename());
+  return ids;
+}
+
+// A session that is pinned leaves its readers every CPU: they would take those of the first computing thread.
+void test_readers_are_not_pinned() {
+  const Bundled model(tiny_smallthinker(SBR_TYPE_Q4_0, true));
+  const std::vector<uint32_t> allowed = sbr::allowed_cpus();
+  for (const uint32_t kind : readers(model)) {
+    sbr_session_options options = cached_options(model, 3);
+    options.n_threads = 1;
+    options.cpus = allowed.data();
+    options.n_cpus = 1;
+    options.io = kind;
+    const std::set<std::string> before = threads_of_this_process();
+    const sbr::Session session(model.get(), options);
+    int n_readers = 0;
+    for (const std::string& id : threads_of_this_process()) {
+      if (before.count(id) != 0) continue;
+      cpu_set_t set;
+      if (sched_getaffinity(std::stoi(id), sizeof set, &set) != 0) continue;  // it has ended
+      ++n_readers;
+      EXPECT(CPU_COUNT(&set) == static_cast<int>(allowed.size()));
+    }
+    EXPECT(n_readers > 0);
   }
 }
 
@@ -357,6 +394,7 @@ int main(int argc, char** argv) {
   test_equalities("smallthinker standard, sparse", tiny_smallthinker(SBR_TYPE_Q8_0, false), true);
   test_equalities("qwen3moe", tiny_qwen3moe(SBR_TYPE_Q4_0), false);
   test_one_gather();
+  test_readers_are_not_pinned();
   test_counters();
   test_hits_come_first();
   test_guesses();

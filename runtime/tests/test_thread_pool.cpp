@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <atomic>
 #include <chrono>
+#include <memory>
 #include <set>
 #include <string>
 #include <thread>
@@ -18,6 +19,17 @@
 #include "sbr/sbr.h"
 
 namespace {
+
+// Where the calling thread may run just now, ascending.
+std::vector<uint32_t> affinity() {
+  cpu_set_t set;
+  EXPECT(sched_getaffinity(0, sizeof set, &set) == 0);
+  std::vector<uint32_t> cpus;
+  for (uint32_t cpu = 0; cpu < CPU_SETSIZE; ++cpu) {
+    if (CPU_ISSET(cpu, &set)) cpus.push_back(cpu);
+  }
+  return cpus;
+}
 
 // Plain (not atomic) memory is handed on over barriers: each thread reads what its neighbour wrote before the barrier.
 void test_barriers(uint32_t n_threads, int runs, int barriers) {
@@ -70,11 +82,11 @@ void test_pinning() {
     sbr::ThreadPool pool(3, {last});
     std::atomic<int> elsewhere{0};
     pool.run([&](uint32_t) {
-      if (sbr::allowed_cpus() != std::vector<uint32_t>{last} || sched_getcpu() != static_cast<int>(last)) ++elsewhere;
+      if (affinity() != std::vector<uint32_t>{last} || sched_getcpu() != static_cast<int>(last)) ++elsewhere;
     });
     EXPECT(elsewhere == 0);
   }
-  EXPECT(sbr::allowed_cpus() == before);
+  EXPECT(affinity() == before && sbr::allowed_cpus() == before);
 
   uint32_t forbidden = 0;
   while (std::find(before.begin(), before.end(), forbidden) != before.end()) ++forbidden;
@@ -88,6 +100,31 @@ void test_pinning() {
     }
   }
   EXPECT(sbr::allowed_cpus() == before);
+}
+
+// Pools of one thread: one that pins it forbids the others nothing, and the last of them gives it back, in whichever
+// order they end.
+void test_several_pools_of_a_thread() {
+  const std::vector<uint32_t> before = sbr::allowed_cpus();
+  const std::vector<uint32_t> first = {before.front()}, last = {before.back()};
+  auto one = std::make_unique<sbr::ThreadPool>(1, first);
+  EXPECT(affinity() == first && sbr::allowed_cpus() == before);
+  auto other = std::make_unique<sbr::ThreadPool>(2, last);
+  sbr::ThreadPool unpinned(3, {});
+  std::atomic<int> elsewhere{0};
+  const auto expect_at = [&](sbr::ThreadPool& pool, const std::vector<uint32_t>& cpus) {
+    pool.run([&](uint32_t) { elsewhere += affinity() != cpus; });
+  };
+  for (int i = 0; i < 2; ++i) {
+    expect_at(*one, first);
+    expect_at(*other, last);
+    expect_at(unpinned, before);
+  }
+  EXPECT(elsewhere == 0);
+  one.reset();
+  expect_at(*other, last);
+  other.reset();
+  EXPECT(elsewhere == 0 && affinity() == before);
 }
 
 // No machine has a stack of 16 TB per thread to give.
@@ -114,6 +151,7 @@ int main() {
   test_sleep_and_wake();
   test_thread_ids();
   test_pinning();
+  test_several_pools_of_a_thread();
 #if defined(__x86_64__)  // emulators reserve the 16 TB for real and are killed
   test_threads_refused();
 #endif

@@ -4,6 +4,7 @@ A sidecar ``<path>.json`` keeps size, mtime_ns, sha256 and specification of a fi
 hashed once. A sidecar that does not fit the file's size and time is ignored.
 """
 
+import contextlib
 import dataclasses
 import fcntl
 import hashlib
@@ -78,7 +79,8 @@ def with_digest(model: ModelRef) -> ModelRef:
 
 
 def digest(path: str, emit: Emit, stop: Stop, spec: Optional[SynthSpec] = None) -> ModelFile:
-    """Hashes a file, unless its sidecar knows, and writes the sidecar. Raises OSError, Cancelled."""
+    """Hashes a file, unless its sidecar knows, and writes the sidecar where the directory lets it: somebody's
+    own model may lie where nobody may write. Raises OSError, Cancelled."""
     values = known(path)
     already = values is not None and (spec is None or values.get("spec") == to_json(spec))
     if values is not None and already:
@@ -99,7 +101,8 @@ def digest(path: str, emit: Emit, stop: Stop, spec: Optional[SynthSpec] = None) 
             meter.update(done, status.st_size)
             if stop():
                 raise Cancelled("stopped while hashing %s" % path)
-    _note(path, status, state.hexdigest(), spec)
+    with contextlib.suppress(OSError):
+        _note(path, status, state.hexdigest(), spec)
     return ModelFile("ok", path, bytes=status.st_size, sha256=state.hexdigest())
 
 
@@ -143,8 +146,13 @@ def make(library: sbr.Library, spec: SynthSpec, path: str, emit: Emit, stop: Sto
 
 def _write_atomically(path: str, text: str) -> None:
     temporary = "%s.%d.part" % (path, os.getpid())
-    with open(temporary, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    try:
+        with open(temporary, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError:
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
+        raise

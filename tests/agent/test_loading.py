@@ -11,10 +11,12 @@ import pytest
 
 from stbench.agent import wire
 from stbench.agent.loading import SPARE_BYTES, choose_load
-from stbench.agent.sbr import Library, synth_write
+from stbench.agent.sbr import Library, Model, NativeError, Session, synth_write
 from stbench.agent.tree import Tree
 from stbench.agent.wire import JobSpec, ModelRef, Settings, Workload
 from tests.agent.conftest import TINY, fake_job, run_job
+from tests.tinythinker import twin
+from tests.tinythinker.measure import FIXTURE
 
 MIB = 1 << 20
 
@@ -130,3 +132,21 @@ def test_the_runtime_chooses_sparse_layers_and_says_so(sbr_job: Callable[..., Jo
     assert fixed.check is not None
     assert chosen.check is not None
     assert chosen.check.output_hash == fixed.check.output_hash
+
+
+def test_one_layer_of_another_type_does_not_hide_what_the_others_lack(
+    library: Library, tmp_path: Path
+) -> None:
+    """F16 is never interleaved. With a first layer of it all rows of the model seemed to lie together."""
+    file = twin.read(FIXTURE)
+    _, values = file.tensors["blk.0.ffn_up_exps.weight"]
+    file.tensors["blk.0.ffn_up_exps.weight"] = ("f16", values)
+    path = tmp_path / "mixed.gguf"
+    file.write(path)
+    with (
+        Model(library, str(path), load="repack") as model,
+        pytest.raises(NativeError, match="repacked without SBR_GATHER_UP"),
+    ):
+        Session(model, sparse_ffn="on")
+    with Model(library, str(path), load="repack", sparse_ffn=True) as model, Session(model, sparse_ffn="on"):
+        pass

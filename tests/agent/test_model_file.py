@@ -150,3 +150,13 @@ def test_hashing_can_be_stopped(tmp_path: Path) -> None:
     with pytest.raises(model_file.Cancelled):
         model_file.digest(str(path), lambda message: None, lambda: True)
     assert os.listdir(tmp_path) == ["m.gguf"]
+
+
+def test_a_model_where_nobody_may_write_is_hashed_all_the_same(tmp_path: Path) -> None:
+    """A directory in the sidecar's place: as root, nothing else refuses."""
+    path = tmp_path / "model.gguf"
+    path.write_bytes(b"weights")
+    Path(f"{path}.json").mkdir()
+    found = model_file.digest(str(path), lambda message: None, lambda: False)
+    assert found.sha256 == hashlib.sha256(b"weights").hexdigest()
+    assert sorted(child.name for child in tmp_path.iterdir()) == ["model.gguf", "model.gguf.json"]

@@ -41,6 +41,16 @@ bool pin_to(uint32_t cpu) {
   return set_mask(mask);
 }
 
+// Pools that pin the present thread, and where it was allowed before the first of them.
+struct PinnedBy {
+  uint32_t pools = 0;
+  CpuMask before;
+};
+thread_local PinnedBy pinned_by;
+
+// What this thread may use, whichever CPU a pool of its own holds it to.
+CpuMask allowed_mask() { return pinned_by.pools == 0 ? current_mask() : pinned_by.before; }
+
 inline void pause_cpu() {
 #if defined(__x86_64__) || defined(__i386__)
   __builtin_ia32_pause();
@@ -66,7 +76,7 @@ std::string describe(const CpuMask& mask) {
 }  // namespace
 
 std::vector<uint32_t> allowed_cpus() {
-  const CpuMask mask = current_mask();
+  const CpuMask mask = allowed_mask();
   std::vector<uint32_t> cpus;
   for (uint32_t cpu = 0; cpu < kMaxCpus; ++cpu) {
     if (mask.get(cpu)) cpus.push_back(cpu);
@@ -101,7 +111,7 @@ void Gate::wait_beyond(uint32_t seen, uint32_t spins, Ahead* ahead) {
 
 ThreadPool::ThreadPool(uint32_t n_threads, std::vector<uint32_t> cpus)
     : n_threads_(n_threads), cpus_(std::move(cpus)), ids_(n_threads, 0) {
-  const CpuMask before = current_mask();
+  const CpuMask before = allowed_mask();
   for (uint32_t cpu : cpus_) {
     if (before.get(cpu)) continue;
     throw Error(SBR_ERR_ARGUMENT, "options.cpus names CPU " + std::to_string(cpu) +
@@ -113,14 +123,16 @@ ThreadPool::ThreadPool(uint32_t n_threads, std::vector<uint32_t> cpus)
   spins_ = n_threads <= cores ? 4000 : 50;
 
   ids_[0] = current_thread_id();
-  if (!cpus_.empty()) {
-    caller_mask_.assign(before.bits, before.bits + kMaxCpus / 64);
-    pin_caller();
-  }
-  const std::function<void(uint32_t)> introduce = [this](uint32_t tid) {
+  place_caller();
+  // A thread inherits the CPUs of the one that starts it, which another pool may hold to one.
+  const std::function<void(uint32_t)> introduce = [this, &before](uint32_t tid) {
     if (tid == 0) return;
     ids_[tid] = current_thread_id();
-    if (!cpus_.empty()) pin_to(cpus_[tid % cpus_.size()]);
+    if (cpus_.empty()) {
+      set_mask(before);
+    } else {
+      pin_to(cpus_[tid % cpus_.size()]);
+    }
   };
   try {
     threads_.reserve(n_threads - 1);
@@ -142,22 +154,25 @@ void ThreadPool::end() {
   job_ = nullptr;
   start_.advance();
   for (std::thread& thread : threads_) thread.join();
-  if (!caller_mask_.empty() && current_thread_id() == pinned_caller_) {
-    CpuMask mask;
-    for (size_t i = 0; i < caller_mask_.size(); ++i) mask.bits[i] = caller_mask_[i];
-    set_mask(mask);
-  }
+  if (current_thread_id() == pinned_caller_ && --pinned_by.pools == 0) set_mask(pinned_by.before);
 }
 
-void ThreadPool::pin_caller() {
+// Other pools of the same thread may have placed it elsewhere meanwhile, so this is repeated at every run.
+void ThreadPool::place_caller() {
+  if (cpus_.empty()) {
+    if (pinned_by.pools != 0) set_mask(pinned_by.before);
+    return;
+  }
   const int32_t id = current_thread_id();
-  // Another pool of the same thread may have pinned it elsewhere meanwhile, so this is repeated at every run.
+  if (id != pinned_caller_) {
+    if (pinned_by.pools++ == 0) pinned_by.before = current_mask();
+    pinned_caller_ = id;
+  }
   pin_to(cpus_[0]);
-  pinned_caller_ = id;
 }
 
 void ThreadPool::run(const std::function<void(uint32_t)>& fn) {
-  if (!cpus_.empty()) pin_caller();
+  place_caller();
   if (n_threads_ == 1) {
     fn(0);
     return;

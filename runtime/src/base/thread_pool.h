@@ -38,7 +38,8 @@ class Gate {
 class ThreadPool {
  public:
   // `cpus`: thread i is pinned to cpus[i % size]; empty: not pinned. The calling thread becomes thread 0 and is pinned
-  // too, until the pool is destroyed. Errors: ARGUMENT naming a CPU that this process may not use.
+  // too, until it destroys the last of its pools that pin it. Errors: ARGUMENT naming a CPU that this process may not
+  // use.
   ThreadPool(uint32_t n_threads, std::vector<uint32_t> cpus);
   ~ThreadPool();
   ThreadPool(const ThreadPool&) = delete;
@@ -57,7 +58,7 @@ class ThreadPool {
  private:
   void work(uint32_t tid);
   void end();  // joins the threads that were started and restores the caller's affinity
-  void pin_caller();
+  void place_caller();
 
   alignas(64) Gate start_;
   alignas(64) Gate release_;
@@ -68,11 +69,10 @@ class ThreadPool {
   const std::vector<uint32_t> cpus_;
   std::vector<std::thread> threads_;
   std::vector<int32_t> ids_;
-  std::vector<uint64_t> caller_mask_;                   // affinity to restore, as a bit set; empty: nothing to restore
   const std::function<void(uint32_t)>* job_ = nullptr;  // nullptr: end
 };
 
-// CPUs that this process may use, ascending.
+// CPUs that this thread may use, ascending, wherever pools of its own hold it.
 std::vector<uint32_t> allowed_cpus();
 
 }  // namespace sbr

@@ -125,10 +125,10 @@ void UnitCache::load(uint32_t slot, uint32_t unit, Guess guess) {
   try {
     const bool urgent = guess == Guess::kNone;
     reader_->submit({slot, source_.offset(unit), source_.unit_bytes, to, urgent, !urgent});
-  } catch (...) {  // no memory: nobody shall wait for it
-    loading_.pop_back();
-    vacate(slot);
-    throw;
+  } catch (...) {  // no memory. Whoever waits for it is told; the other threads of a step would wait for one that left
+    at.error = ENOMEM;
+    at.phase.store(kFailed, std::memory_order_release);
+    at.changed.advance();
   }
 }
 
@@ -165,6 +165,11 @@ bool UnitCache::read_again(uint32_t slot) {
   } catch (...) {  // no memory: then the failure stands
     return false;
   }
+}
+
+// A slot that is given up without settle() in between: what arrived since the last one is still listed.
+void UnitCache::no_longer_loading(uint32_t slot) {
+  loading_.erase(std::remove(loading_.begin(), loading_.end(), slot), loading_.end());
 }
 
 // The slot holds nothing from now on. Its unit may stay in the policy's books: evict() is asked again then.
@@ -222,6 +227,7 @@ bool UnitCache::evict_guess(Guess guess) {
     if (slot.guess != guess || slot.phase.load(std::memory_order_acquire) != kReady) continue;
     ++counters_.evictions;
     note(Event::kEvict, slot.unit);
+    no_longer_loading(*at);
     vacate(*at);
     guesses_.erase(at);
     return true;
@@ -233,7 +239,7 @@ bool UnitCache::evict_guess(Guess guess) {
 bool UnitCache::cancel_guess(uint32_t slot) {
   if (slots_[slot].phase.load(std::memory_order_acquire) != kLoading || !reader_->cancel(slot)) return false;
   ++counters_.guesses_cancelled;
-  loading_.erase(std::remove(loading_.begin(), loading_.end(), slot), loading_.end());
+  no_longer_loading(slot);
   guesses_.erase(std::remove(guesses_.begin(), guesses_.end(), slot), guesses_.end());
   vacate(slot);
   return true;

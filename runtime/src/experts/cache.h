@@ -129,6 +129,7 @@ class UnitCache : private ReadListener {
   bool read_again(uint32_t slot);
   void release(uint32_t slot);
   void load(uint32_t slot, uint32_t unit, Guess guess);
+  void no_longer_loading(uint32_t slot);
   void vacate(uint32_t slot);
   void settle();
   uint32_t free_slot();

@@ -103,8 +103,13 @@ void LayerStream::load(uint32_t slot, uint32_t layer, bool urgent) {
   to.error = 0;
   if (timeline_ != nullptr) to.asked_at = now_ns();
   become(to, kLoading);
-  reader_->submit(
-      {slot, bundle_.offset(layer), bundle_.unit_bytes(), memory_.data() + slot * bundle_.unit_bytes(), urgent});
+  try {
+    reader_->submit(
+        {slot, bundle_.offset(layer), bundle_.unit_bytes(), memory_.data() + slot * bundle_.unit_bytes(), urgent});
+  } catch (...) {  // no memory. All threads are told alike; one that threw would leave the others at a barrier
+    to.error = ENOMEM;
+    become(to, kFailed);
+  }
 }
 
 void LayerStream::read_done(uint64_t tag, int error) {

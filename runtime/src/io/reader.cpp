@@ -2,6 +2,7 @@
 
 #include <unistd.h>
 
+#include <system_error>
 #include <utility>
 
 #include "base/error.h"
@@ -23,7 +24,8 @@ bool may_try_uring() {
 
 }  // namespace
 
-std::unique_ptr<Reader> Reader::open(const std::string& path, const ReaderOptions& options, ReadListener* listener) {
+std::unique_ptr<Reader> Reader::open(const std::string& path, const ReaderOptions& options,
+                                     ReadListener* listener) try {
   if (options.direct > SBR_DIRECT_OFF) {
     throw Error(SBR_ERR_ARGUMENT,
                 "options.io_direct is " + std::to_string(options.direct) + ", expected one of SBR_DIRECT_*");
@@ -51,6 +53,9 @@ std::unique_ptr<Reader> Reader::open(const std::string& path, const ReaderOption
     throw Error(SBR_ERR_UNSUPPORTED, "io_uring cannot be used here: " + refusal + "; use io auto or pread");
   }
   return make_pread_reader(std::move(file), options, listener);
+} catch (const std::system_error& error) {  // by std::thread
+  throw Error(SBR_ERR_MEMORY,
+              std::string("The operating system refused to start a thread that reads: ") + error.what());
 }
 
 }  // namespace sbr

@@ -148,6 +148,12 @@ void Model::touch_weights() const {
   }
 }
 
+bool Model::gathers_up() const {
+  if (config_.n_expert == 0) return true;
+  return std::all_of(weights_.layers.begin(), weights_.layers.end(),
+                     [](const LayerWeights& layer) { return layer.up.type < kInterleaved; });
+}
+
 sbr_model_info Model::info() const {
   const Config& c = config_;
   sbr_model_info info = {};

@@ -27,7 +27,7 @@ class Model {
   // Rows of down can be skipped (transposed, from the file or re-quantised).
   bool neuron_major_down() const { return down_layout_ == SBR_DOWN_TRANSPOSED || down_layout_ == SBR_DOWN_REQUANTISED; }
   // Rows of these lie together, so that single ones can be read.
-  bool gathers_up() const { return config_.n_expert == 0 || weights_.layers[0].up.type < kInterleaved; }
+  bool gathers_up() const;
   bool gathers_output() const { return weights_.output.type < kInterleaved; }
   // What stays on storage: its matrices have a type and a shape here, but no data. Or nullptr.
   const Bundle* bundle() const { return bundle_.get(); }
