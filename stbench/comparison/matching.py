@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from typing import Any
 
 import pandas as pd
@@ -37,6 +37,10 @@ CONDITIONS = (
     "arguments",
 )
 FIELDS = (*NAMES, *CONDITIONS)
+
+# Free between two sides, where it is mostly what is asked about; within one side it makes them no sample.
+_BUILD = "library"
+ONE_BUILD = "give each build a campaign of its own: stbench sweep --campaign NAME"
 
 # Samples that alternate in time are paired with their neighbours when this share of the larger one has one.
 _ALTERNATING = 2 / 3
@@ -105,16 +109,21 @@ def _nothing_in_common(
 def differences(
     case: str, a: Side, b: Side, rows_a: pd.DataFrame, rows_b: pd.DataFrame, ignore: Collection[str]
 ) -> list[str]:
-    """One sentence per field in which usable rows of a case differ, within a side or between them."""
-    said = []
+    """One sentence per field in which usable rows of a case differ, within a side or between them. The build
+    may differ between sides alone: one label measured by two builds, of which a campaign that is resumed
+    after an upgrade is made, is no sample of either."""
     usable_a, usable_b = rows_a[rows_a["usable"]], rows_b[rows_b["usable"]]
+    said = [
+        f"{case}: {found} within {side.name}; {ONE_BUILD}"
+        for side, rows in ((a, usable_a), (b, usable_b))
+        for found in unlike(rows, [_BUILD])
+    ]
     for name in FIELDS:
         if name in ignore:
             continue
         values = [sorted(set(map(str, rows[name]))) for rows in (usable_a, usable_b)]
-        for side, found in zip((a, b), values, strict=True):
-            if len(found) > 1:
-                said.append(f"{case}: {name} is {' and '.join(map(_value, found))} within {side.name}")
+        for side, rows in ((a, usable_a), (b, usable_b)):
+            said += [f"{case}: {found} within {side.name}" for found in unlike(rows, [name])]
         if all(len(found) == 1 for found in values) and values[0] != values[1]:
             one, other = _apart(values[0][0], values[1][0])
             said.append(f"{case}: {name} is {one} in {a.name}, {other} in {b.name}")
@@ -125,7 +134,14 @@ def differences(
             for side, rows in ((a, usable_a), (b, usable_b))
             if rows["label"].nunique() > 1
         ]
-    return said
+    # Both sides may be of one file.
+    return list(dict.fromkeys(said))
+
+
+def unlike(rows: pd.DataFrame, names: Iterable[str]) -> list[str]:
+    """Of rows of one case: which of these columns differ among them, each as "NAME is X and Y"."""
+    found = ((name, sorted(set(map(str, rows[name])))) for name in names)
+    return [f"{name} is {' and '.join(map(_value, values))}" for name, values in found if len(values) > 1]
 
 
 def _apart(one: str, other: str) -> tuple[str, str]:
@@ -146,7 +162,11 @@ def _value(value: Any) -> str:
 
 
 def pairing(a: pd.DataFrame, b: pd.DataFrame) -> list[tuple[int, int]] | None:
-    """Index labels of replicates that ran next to each other; None where the samples were taken apart."""
+    """Index labels of replicates that ran next to each other; None where the samples were taken apart. Raises
+    :class:`InputError` where a group is of several builds, and thus no sample of one."""
+    for rows in (a, b):
+        if mixed := unlike(rows[rows["usable"]], [_BUILD]):
+            raise InputError(f"{_label(rows)}: {mixed[0]}: no sample of one build", hint=ONE_BUILD)
     if (
         a["campaign"].nunique() == b["campaign"].nunique() == 1
         and a["campaign"].iloc[0] == b["campaign"].iloc[0]
@@ -169,7 +189,14 @@ def pairing(a: pd.DataFrame, b: pd.DataFrame) -> list[tuple[int, int]] | None:
 
 
 def _by_replicate(a: pd.DataFrame, b: pd.DataFrame) -> list[tuple[int, int]]:
-    """Pairs of index labels with the same replicate number, which ran in the same round."""
-    of_b = dict(zip(b["replicate"].tolist(), b.index.tolist(), strict=True))
-    numbered = zip(a["replicate"].tolist(), a.index.tolist(), strict=True)
-    return [(index, of_b[number]) for number, index in numbered if number in of_b]
+    """Pairs of index labels with the same replicate number, which ran in the same round. Where a number is
+    there again (of settings that are ignored on request), the first is with the first and so on: a run in two
+    pairs would count as two runs."""
+    numbered_a, numbered_b = (
+        zip(rows["replicate"].tolist(), rows.index.tolist(), strict=True)
+        for rows in (a[a["usable"]], b[b["usable"]])
+    )
+    of_b: dict[int, list[int]] = {}
+    for number, index in numbered_b:
+        of_b.setdefault(number, []).append(index)
+    return [(index, of_b[number].pop(0)) for number, index in numbered_a if of_b.get(number)]

@@ -83,10 +83,15 @@ def noise_of(
     labels = sorted({case_label(label) for label in frame.loc[limited, "label"]})
     notes += [f"{label}: limited runs have no noise of their own" for label in labels]
     frame = frame[~limited]
-    for _, group in frame[frame[metric].notna()].groupby([*_CASE, "campaign"], sort=False):
+    builds = frame[frame[metric].notna()].groupby("label")["library"].nunique()
+    # A campaign that was resumed after an upgrade holds two builds: what they differ by is no noise.
+    for _, group in frame[frame[metric].notna()].groupby([*_CASE, "campaign", "library"], sort=False):
         rows = group[group["usable"] & ~group["disturbed"]]
         if len(rows) < fewest:
-            label = case_label(group["label"].iloc[0])
+            first = group.iloc[0]
+            label = case_label(first["label"])
+            if builds[first["label"]] > 1:
+                label += f", build {str(first['library'])[:12] or 'unknown'}"
             disturbed = int(group["disturbed"].sum())
             notes.append(
                 f"{label}: {len(rows)} usable replicates, {disturbed} disturbed; two halves need {fewest}"

@@ -17,12 +17,14 @@ from stbench.errors import EXIT_CELLS_FAILED, EXIT_INCONCLUSIVE, EXIT_OK, EXIT_R
 from stbench.gate.thresholds import METRICS, Metric, Thresholds, floor_for
 from stbench.records.sides import Side
 from stbench.tables import cells
-from stbench.wording import case_label, clean
+from stbench.wording import case_label, clean, count
 
 IMPROVED, REGRESSED = inference.IMPROVED, inference.REGRESSED
 UNCHANGED, INCONCLUSIVE = inference.UNCHANGED, inference.INCONCLUSIVE
-# The case has no number now: it failed, or computed wrong output.
+# The case has no number that counts now: runs of it failed, or computed wrong output.
 FAILED = "failed"
+# The machine went down under a run each time that it was begun: the one end that is not the build's.
+_NOT_THE_BUILD = "lost"
 
 # Worst first: how findings are listed, and which decides the exit code.
 VERDICTS = (REGRESSED, FAILED, INCONCLUSIVE, IMPROVED, UNCHANGED)
@@ -154,19 +156,31 @@ def _prepared(
 
 
 def _without_number(rows: pd.DataFrame) -> tuple[str, str]:
-    """Why the rows of a case have no number at all, and what that is; both "" where they have one."""
+    """Why the rows of a case have no number that counts, and what that is; both "" where they have one.
+
+    One run that did not end well is enough, whatever the speed of the others: a build that crashes in some of
+    its runs is no good build, and a baseline refuses such a case, too. A run over its time counts as the
+    build's, because those of the baseline ended within theirs, and so does one without memory. A lost run,
+    under which the board rebooted each time, does not unless all were lost: what takes a board down is more
+    often its power supply. Boards out of reach and stopped campaigns leave no row at all."""
     if cells.is_wrong(rows):
         return "computed wrong output, which has no speed", FAILED
     usable = rows[rows["usable"]]
     if not len(usable):
-        first = rows.iloc[0]
-        said = clean(str(first["detail"] or first["problem"] or first["status"]), 160)
-        return f"no run ended well: {said}", FAILED
+        return f"no run ended well: {_end(rows)}", FAILED
+    failed = rows[~rows["usable"] & (rows["status"] != _NOT_THE_BUILD)]
+    if len(failed):
+        return f"{len(failed)} of {count(len(rows), 'run')} did not end well: {_end(failed)}", FAILED
     unproven = usable[(usable["memory_limit_bytes"] > 0) & (usable["limit_verdict"] != "held")]
     if len(unproven):
         said = clean(str(unproven["limit_verdict"].iloc[0] or "no proof"), 40)
         return f"its memory limit is not proven: {said}", INCONCLUSIVE
     return "", ""
+
+
+def _end(rows: pd.DataFrame) -> str:
+    first = rows.iloc[0]
+    return clean(str(first["detail"] or first["problem"] or first["status"]), 160)
 
 
 def _missing(a: Side, b: Side, pairs: Sequence[tuple[str, pd.DataFrame, pd.DataFrame]]) -> list[Finding]:

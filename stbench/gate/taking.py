@@ -21,7 +21,8 @@ from stbench.agent.wire import RunRecord
 from stbench.atomic import write_atomically
 from stbench.comparison.compare import judge, prepare
 from stbench.comparison.inference import FEWEST
-from stbench.errors import CellsFailed, Inconclusive
+from stbench.comparison.matching import unlike
+from stbench.errors import CellsFailed, Inconclusive, InputError
 from stbench.gate.baseline_file import Baseline, BaselineCase, case_of
 from stbench.gate.judging import directed
 from stbench.gate.thresholds import METRICS
@@ -36,7 +37,7 @@ def take(results: Sequence[str], *, allow_disturbed: bool = False) -> tuple[Base
 
     Raises :class:`CellsFailed` where a case failed, computed wrong output or has an unproven limit,
     :class:`Inconclusive` where fewer than 6 replicates are left, undisturbed ones unless ``allow_disturbed``,
-    :class:`InputError`."""
+    :class:`InputError` for what cannot be read and where runs of one label differ in build or settings."""
     cases: list[BaselineCase] = []
     records: list[RunRecord] = []
     sweeps: list[dict[str, Any]] = []
@@ -52,7 +53,7 @@ def take(results: Sequence[str], *, allow_disturbed: bool = False) -> tuple[Base
         number_of_sweep = sweeps.index(sweep) if isinstance(sweep, dict) else None
         for label, rows in frame.groupby("label", sort=True):
             good = _counted(case_label(label), rows, notes, allow_disturbed)
-            cases.append(case_of(good, number_of_sweep))
+            cases.append(_alike(case_label(label), good, case_of(good, number_of_sweep)))
     _distinct(cases)
     return Baseline(stbench.__version__, *_provenance(records, cases), tuple(sweeps), tuple(cases)), notes
 
@@ -97,6 +98,19 @@ def _counted(label: str, rows: pd.DataFrame, notes: list[str], allow_disturbed: 
         "build, to run both by turns"
     )
     return rows
+
+
+def _alike(label: str, rows: pd.DataFrame, made: BaselineCase) -> BaselineCase:
+    """The case, if its settings are those of all its rows: they are stored once, and samples of another build
+    would be attributed to that of the first row."""
+    differing = unlike(rows, made.settings)
+    if differing:
+        raise InputError(
+            f"{label}: {'; '.join(differing)} among its runs, and a case of a baseline is of one build and "
+            "one set of settings",
+            hint="name other RESULTS, or measure it anew: stbench sweep --campaign NAME -r 10",
+        )
+    return made
 
 
 def _distinct(cases: Sequence[BaselineCase]) -> None:

@@ -320,11 +320,21 @@ def _threads(chosen: Mapping[str, Any]) -> str:
     shown = ", ".join("/".join(map(str, threads)) for threads in sorted(counts)) or "none"
     where = "in every cell" if len(counts) == 1 else "by cell"
     rule = published.published_threads(chosen["device"])
-    why = f"{rule} as published" if rule else "the fastest number measured, as published for most devices"
+    why = "the fastest number measured, as published for most devices"
+    if rule is not None:
+        used = {number for threads in counts for number in threads}
+        why = f"{rule} as published" if used <= {rule} else _unmeasured(rule, rule in used)
     if chosen["threads_auto"]:
         why = "chosen by -t auto, see below"
     affinity = clean("; ".join(chosen["affinity"]), 80)
     return f"threads {shown} {where} ({why}), affinity {affinity or 'unknown'}"
+
+
+def _unmeasured(rule: int, somewhere: bool) -> str:
+    """Why cells have other than the published number of threads, all of them or not ``somewhere``."""
+    if somewhere:
+        return f"{rule} as published; where these were not measured, the fastest number that was"
+    return f"{rule} are published and were not measured; the fastest number that was"
 
 
 def synthetic_sentences(shown: pd.DataFrame) -> list[str]:

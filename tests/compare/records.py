@@ -35,6 +35,17 @@ def side(*groups: Iterable[RunRecord], name: str = "A") -> Side:
     return side_of(name, [one for group in groups for one in group])
 
 
+def another_build(runs: Iterable[RunRecord]) -> list[RunRecord]:
+    """The same jobs by another library, as a campaign has them that is resumed after an upgrade: the same
+    labels and replicates, other ids."""
+    made = []
+    for one in runs:
+        assert one.versions is not None
+        versions = dataclasses.replace(one.versions, library_sha256="cd" * 32)
+        made.append(dataclasses.replace(one, id=one.id + "-cd", versions=versions))
+    return made
+
+
 def disturbed(one: RunRecord) -> RunRecord:
     """The same run with half of the bandwidth gone while it ran."""
     before, after = Bandwidth(40_000_000, 1_000_000), Bandwidth(20_000_000, 1_000_000)

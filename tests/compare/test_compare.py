@@ -15,7 +15,17 @@ from stbench.comparison.compare import Comparison, compare
 from stbench.comparison.inference import IMPROVED, INCONCLUSIVE, REGRESSED, UNCHANGED
 from stbench.errors import CellsFailed, InputError, UsageError
 from stbench.records.sides import read_side
-from tests.compare.records import beside, case, disturbed, in_cache, noisy, prompt_only, side, write
+from tests.compare.records import (
+    another_build,
+    beside,
+    case,
+    disturbed,
+    in_cache,
+    noisy,
+    prompt_only,
+    side,
+    write,
+)
 from tests.host.conftest import ROOT
 
 QUICK = ROOT / "results" / "epyc-2core-quick"
@@ -102,6 +112,19 @@ def test_one_campaign_pairs_by_replicate_number() -> None:
     found = only(a, b[:-1], ignore=["switches"])
     assert (found.paired, found.n, found.a.unpaired, found.b.unpaired) == (True, 8, 1, 0)
     assert found.test == "signed-rank"
+
+
+def test_no_run_is_in_two_pairs() -> None:
+    """Two context sizes on one side, ignored on request, have each replicate number twice: the six runs of
+    the other side are six pairs, not twelve."""
+    small = case(noisy(6, seed=2), start=100, settings=Settings(threads=2, n_ctx=512))
+    both = [*case(noisy(6)), *(dataclasses.replace(one, id=one.id + "-512") for one in small)]
+    other = case(noisy(6, seed=1), start=200, head=True)
+    ignored = ["switches", "n_ctx"]
+    found = only(both, other, ignore=ignored)
+    assert (found.paired, found.n, found.a.n, found.a.unpaired) == (True, 6, 6, 6)
+    back = only(other, both, ignore=ignored)
+    assert (back.n, back.b.n, back.b.unpaired) == (6, 6, 6)
 
 
 def test_small_models_are_pairs_where_the_cores_were_alike() -> None:
@@ -237,6 +260,20 @@ def test_a_side_of_two_conditions_is_refused() -> None:
     mixed = case(noisy(6)) + case(noisy(6), campaign="c3", settings=Settings(threads=2, isa="avx2"))
     with pytest.raises(InputError, match="isa_requested is auto and avx2 within A"):
         only(mixed, case(noisy(6), campaign="c2"))
+
+
+def test_a_side_of_two_builds_is_refused() -> None:
+    """A campaign resumed after an upgrade; without the refusal either sample is a mix, and runs count
+    twice."""
+    before, after = case(noisy(6)), another_build(case([0.7 * speed for speed in noisy(6)], start=50))
+    for a, b, name in ((before + after, before, "A"), (before, before + after, "B")):
+        said = f"library is abababababab and cdcdcdcdcdcd within {name}; give each build a campaign"
+        with pytest.raises(InputError, match=said):
+            only(a, b)
+    assert only(before, after).verdict == REGRESSED
+    # What the first build did not bring to an end is no run of it.
+    ended = [dataclasses.replace(before[0], status="crashed", samples=None), *after]
+    assert only(ended, after).n == 6
 
 
 def test_ignoring_what_tells_cases_apart_is_refused_where_it_mixes_them() -> None:

@@ -13,7 +13,7 @@ import pytest
 from stbench.comparison.compare import compare
 from stbench.comparison.inference import IMPROVED, INCONCLUSIVE
 from stbench.comparison.noise import Noise, floor_of, noise_of, read_floors, store
-from tests.compare.records import case, disturbed, noisy, side
+from tests.compare.records import another_build, case, disturbed, noisy, side
 
 
 def test_the_floor_is_what_medians_of_halves_differ_by() -> None:
@@ -57,6 +57,22 @@ def test_few_and_disturbed_replicates_are_said() -> None:
     assert not found
     assert notes == [
         "local:smallthinker-4b/dense/t2/pp39+tg4: 11 usable replicates, 1 disturbed; two halves need 12"
+    ]
+
+
+def test_what_two_builds_differ_by_is_no_noise() -> None:
+    before, after = noisy(12), [0.7 * speed for speed in noisy(16, seed=1)]
+    found, notes = noise_of(side(case(before), another_build(case(after, start=50))))
+    assert [(one.library[:2], one.half, one.floor < 0.05) for one in found] == [
+        ("ab", 6, True),
+        ("cd", 8, True),
+    ]
+    assert not notes
+    found, notes = noise_of(side(case(before), another_build(case(after[:5], start=50))))
+    assert [one.library[:2] for one in found] == ["ab"]
+    assert notes == [
+        "local:smallthinker-4b/dense/t2/pp39+tg4, build cdcdcdcdcdcd: 5 usable replicates, 0 disturbed; two "
+        "halves need 12"
     ]
 
 

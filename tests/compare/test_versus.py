@@ -16,7 +16,7 @@ from stbench.errors import InputError
 from stbench.models import catalogue
 from stbench.sweeps.sweep import PRESETS
 from stbench.tables import render
-from tests.compare.records import beside, case, disturbed, noisy, prompt_only, side
+from tests.compare.records import another_build, beside, case, disturbed, noisy, prompt_only, side
 
 
 def decode(speeds: list[float], **common: Any) -> list[RunRecord]:
@@ -86,13 +86,25 @@ def test_the_standard_layout_twin_stands_against_the_same_row_and_bar() -> None:
 def test_a_model_and_its_twin_are_never_one_row() -> None:
     """Both in one campaign: a row each, of their own runs."""
     twin = [
-        dataclasses.replace(one, model=dataclasses.replace(one.model, name="smallthinker-4b:standard"))
+        dataclasses.replace(
+            one, id=f"{one.id}-twin", model=dataclasses.replace(one.model, name="smallthinker-4b:standard")
+        )
         for one in decode(noisy(9, 1, 40), start=2)
     ]
     both = [*llama("smallthinker-4b", noisy(9, 0, 20)), *decode(noisy(9, 1, 32)), *twin]
     found = {row.model: row.comparison for row in ratios(both).rows}
     assert found["smallthinker-4b"].ratio == pytest.approx(1.6, rel=0.02)
     assert found["smallthinker-4b:standard"].ratio == pytest.approx(2.0, rel=0.02)
+
+
+def test_two_builds_of_one_engine_are_no_sample() -> None:
+    """Each engine has a library of its own; two of ours under one label are refused."""
+    records = campaign()
+    ours = [one for one in records if one.engine == "sbr" and one.model.name == "qwen3-0.6b"]
+    with pytest.raises(
+        InputError, match=r"qwen3-0\.6b.*library is abab.* and cdcd.*: no sample of one build"
+    ):
+        ratios([*records, *another_build(ours)])
 
 
 def test_neighbours_at_another_level_of_bandwidth_are_pairs_and_others_are_not() -> None:

@@ -286,6 +286,26 @@ def test_failed_and_missing_cases_do_not_pass() -> None:
     assert confirming.suspects(hogged) == hogged
 
 
+def test_runs_that_did_not_end_well_fail_a_case_unless_they_were_lost() -> None:
+    def ended(n: int, status: str, of: int = 16) -> list[Finding]:
+        bad = {"status": status, "detail": "SIGSEGV", "samples": None}
+        runs = later(n=of)
+        return JUDGE.findings(
+            side(BEFORE), side([*(dataclasses.replace(x, **bad) for x in runs[:n]), *runs[n:]])
+        )
+
+    for n, status in ((8, "crashed"), (1, "timeout"), (1, "out-of-memory"), (1, "failed")):
+        (finding,) = ended(n, status)
+        assert (finding.verdict, finding.metric) == (FAILED, None)
+        assert finding.reason == f"{n} of 16 runs did not end well: SIGSEGV"
+        assert judging.exit_code([finding], inconclusive_fails=False) == 3
+        assert not confirming.suspects([finding])
+    found = ended(2, "lost")
+    assert {f.verdict for f in found} == {UNCHANGED}
+    assert [f.comparison.b.failed for f in found if f.comparison] == [2, 2]
+    assert [f.reason for f in ended(16, "lost")] == ["no run ended well: SIGSEGV"]
+
+
 def test_pairs_on_a_machine_that_others_use_are_all_taken() -> None:
     """Where fewer than 6 undisturbed ones are left: what comes and goes hits either build alike."""
     before = case(noisy(9), campaign="again")
