@@ -109,6 +109,10 @@ class _Walker:
             raise yaml.constructor.ConstructorError(
                 problem=str(error), problem_mark=node.start_mark
             ) from error
+        except (KeyError, IndexError, AttributeError) as error:
+            # Of a tag that was given and a value that is not of that kind.
+            problem = f"{shown(node.value)} is no {node.tag.rpartition(':')[2]}"
+            raise yaml.constructor.ConstructorError(problem=problem, problem_mark=node.start_mark) from error
 
     def mapping(self, node: yaml.MappingNode, path: Path) -> dict[str, Any]:
         result: dict[str, Any] = {}

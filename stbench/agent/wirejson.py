@@ -76,7 +76,7 @@ def _decode(kind: Any, data: Any, path: str) -> Any:
         if not isinstance(data, dict):
             raise _mismatch(path, "an object", data)
         item = typing.get_args(kind)[1]
-        return {key: _decode(item, value, "%s.%s" % (path, key)) for key, value in data.items()}
+        return {key: _decode(item, value, "%s.%s" % (path, _shown(key))) for key, value in data.items()}
     if dataclasses.is_dataclass(kind):
         return _decode_object(kind, data, path)
     if kind is float and isinstance(data, int) and not isinstance(data, bool):
@@ -204,6 +204,11 @@ def _object_of(kind: Any) -> Callable[[Any], Any]:
 
 
 _NAMES = {int: "an integer", float: "a number", str: "a string", bool: "true or false"}
+
+
+def _shown(key: str) -> str:
+    """A key of the other side's choice, as a message may have it."""
+    return "".join(c if c.isprintable() else "?" for c in key[:60])
 
 
 def _mismatch(path: str, expected: str, data: Any) -> WireError:

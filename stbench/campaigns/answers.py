@@ -11,6 +11,7 @@ from stbench.agent import wire
 from stbench.agent.jobrecord import record_of
 from stbench.agent.wire import JobSpec, RunRecord
 from stbench.connectors.base import Ending
+from stbench.records.lines import LineError, parse_record
 from stbench.yamlfile import printable
 
 Message = TypeVar("Message")
@@ -33,13 +34,18 @@ def message(kind: type[Message], line: str) -> Message | None:
 
 
 def own_record(job: JobSpec, line: str) -> RunRecord | None:
-    """A record on this line, if it is this job's: a device cannot speak for another."""
-    record = message(RunRecord, line)
-    if record is None or (record.id, record.device, record.label) != (job.id, job.device, job.label):
+    """A record on this line, if it is this job's: a device cannot speak for another. It is judged as it will
+    be when it is read back: one that is stored and then refused would be a job that is done without a
+    result."""
+    try:
+        record = parse_record(line)
+    except LineError:
+        return None
+    if (record.id, record.device, record.label) != (job.id, job.device, job.label):
         return None
     if (record.campaign, record.attempt) != (job.campaign, job.attempt):
         return None
-    return record if record.status in wire.STATUSES else None
+    return record
 
 
 class Watch:

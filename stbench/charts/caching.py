@@ -134,9 +134,17 @@ def _size(rows: pd.DataFrame) -> float:
     return float(rows["cache_bytes"].median()) / _MIB
 
 
+def _prefetch(frame: pd.DataFrame) -> list[str]:
+    """Where "auto" came to something else, both: older builds mean exact by it, today's next-2, and lines of
+    either are no replicates of each other. Here alone, since a case is matched by what was asked for."""
+    asked, came_to = frame["prefetch"].tolist(), frame["prefetch_effective"].tolist()
+    return [a if b in ("", a) else f"{a} ({b})" for a, b in zip(asked, came_to, strict=True)]
+
+
 def _draw(request: Request) -> list[Drawn]:
     frame = request.results.frame
     frame = frame[(frame["n_gen"] > 0) & frame["cache_bytes"].notna()]
+    frame = frame.assign(prefetch=_prefetch(frame))
     found = series.lines(frame, "decode_tps", _size, _FREE)
     # One size of one case says nothing of sizes, but beside others it does.
     if len({point.x for line in found for point in line.points}) < 2:

@@ -65,7 +65,7 @@ def _draw(request: Request) -> list[Drawn]:
 KIND = Kind(
     "energy",
     "joules per decoded token",
-    "runs on a device with an energy sensor that may be read (RAPL, hwmon, or a battery)",
+    "runs on a device with an energy sensor that may be read (RAPL, hwmon, or a Raspberry Pi 5's PMIC)",
     "stbench sweep --device BOARD --models smallthinker-4b -n 256 --sample-hz 2",
     _draw,
 )

@@ -46,10 +46,24 @@ _SECRETS = re.compile(
     r"|\beyJ[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_.-]+"
     r"|-----BEGIN [A-Z ]*PRIVATE KEY-----[\s\S]*?(?:-----END [A-Z ]*-----|$)"
 )
-_NAMED_SECRETS = re.compile(
-    r"((?:password|passwd|passphrase|secret|token|api[_-]?key|access[_-]?key|auth[_-]?key)[\"']?\s*[=:]\s*)(\S+)",
+_SECRET_NAME = (
+    r"(?:password|passwd|passphrase|secret|token|credentials?|api[_-]?key|access[_-]?key|auth[_-]?key"
+    r"|private[_-]?key)"
+)
+_NAMED_SECRETS = re.compile(rf"({_SECRET_NAME}[\"']?\s*[=:]\s*)(\S+)", re.IGNORECASE)
+# A header's value has words of its own before the secret; what Digest sends has several behind it.
+_SCHEME = "(?:bearer|basic|negotiate|apikey|token)"
+_HEADERS = re.compile(
+    rf"(authorization[\"']?\s*[=:]\s*[\"']?)(?:digest\s.*|(?:{_SCHEME}\s+)?[^\s\"']+)|(\bbearer\s+)[^\s\"']+",
     re.IGNORECASE,
 )
+# An option whose value is the next word: of the same text, or of a list of words.
+_OPTION = rf"--?(?:[\w-]*{_SECRET_NAME}|(?:[\w-]*[_-])?(?:key|auth))"
+_OPTION_SECRETS = re.compile(rf"((?<![\w-]){_OPTION}(?:\s+|=))([^\s-]\S*)", re.IGNORECASE)
+_NEXT_IS_SECRET = re.compile(
+    rf"{_OPTION}|(?:[\w-]*{_SECRET_NAME}|(?:proxy-)?authorization)[=:]|bearer|basic", re.IGNORECASE
+)
+_SECRET_KEY = re.compile(rf"[\w-]*{_SECRET_NAME}|(?:proxy-)?authorization", re.IGNORECASE)
 _URL = re.compile(r"\b[a-z][a-z0-9+.-]{1,15}://[^\s\"']+", re.IGNORECASE)
 
 # Directories that are the same everywhere.
@@ -103,7 +117,13 @@ class _Replacer:
         if isinstance(value, dict):
             return {self._text(str(name)): self._value(str(name), inner) for name, inner in value.items()}
         if isinstance(value, list):
-            return [self._value(key, inner) for inner in value]
+            before = ["", *value]
+            return [
+                "removed" if _is_secret(word, inner) else self._value(key, inner)
+                for word, inner in zip(before, value, strict=False)
+            ]
+        if isinstance(value, str) and value and _SECRET_KEY.fullmatch(key):
+            return "removed"
         if isinstance(value, str):
             kept = key in _CLOSED or (key in _DIGESTS and _HEXADECIMAL.fullmatch(value))
             return value if kept else self._text(value)
@@ -117,7 +137,9 @@ class _Replacer:
 
     def _without(self, text: str) -> str:
         text = _SECRETS.sub("removed", text)
+        text = _HEADERS.sub(lambda hit: f"{hit[1] or hit[2]}removed", text)
         text = _NAMED_SECRETS.sub(r"\1removed", text)
+        text = _OPTION_SECRETS.sub(r"\1removed", text)
         text = _URL.sub("url", text)
         for folder, name in self._paths.items():
             text = text.replace(f"{folder}/", f"/{name}/")
@@ -126,6 +148,12 @@ class _Replacer:
             text = _as_word(word).sub(name, text)
         parts = _WORDS.split(text)
         return "".join(part if i % 2 else self._anonymous.text(part) for i, part in enumerate(parts))
+
+
+def _is_secret(before: Any, word: Any) -> bool:
+    """Whether a word of a list is what the word before it announces."""
+    texts = isinstance(before, str) and isinstance(word, str)
+    return texts and _NEXT_IS_SECRET.fullmatch(before.strip()) is not None
 
 
 def _as_word(word: str) -> re.Pattern[str]:

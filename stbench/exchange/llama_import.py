@@ -8,6 +8,7 @@ against a measured one. The row is kept as it was, so that it leaves again uncha
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import math
@@ -123,23 +124,21 @@ def _rows(path: Path, data: bytes) -> Iterator[tuple[str, Any]]:
 
 def _of_database(path: Path, script: str | None) -> Iterator[tuple[str, Any]]:
     """Rows of the table llama_bench. A script may do no more than make and fill that table."""
-    connection = sqlite3.connect(
-        ":memory:" if script is not None else f"file:{path}?mode=ro", uri=script is None
-    )
+    # As a URI made by pathlib: a path may hold "#", "?" and "%", which have a meaning there.
+    name = ":memory:" if script is not None else path.resolve().as_uri() + "?mode=ro"
     try:
-        if script is not None:
-            connection.set_authorizer(_only_the_table)
-            connection.executescript(script)
-            connection.set_authorizer(None)
-        cursor = connection.execute("SELECT * FROM llama_bench")
-        names = [column[0] for column in cursor.description]
-        for i, values in enumerate(cursor):
-            row = dict(zip(names, values, strict=True))
-            yield f"row {i + 1}", row | {key: bool(row[key]) for key in _SQL_BOOLEANS if key in row}
+        with contextlib.closing(sqlite3.connect(name, uri=script is None)) as connection:
+            if script is not None:
+                connection.set_authorizer(_only_the_table)
+                connection.executescript(script)
+                connection.set_authorizer(None)
+            cursor = connection.execute("SELECT * FROM llama_bench")
+            names = [column[0] for column in cursor.description]
+            for i, values in enumerate(cursor):
+                row = dict(zip(names, values, strict=True))
+                yield f"row {i + 1}", row | {key: bool(row[key]) for key in _SQL_BOOLEANS if key in row}
     except sqlite3.Error as error:
         raise InputError(f"{path}: cannot be read as llama-bench's SQL: {error}") from error
-    finally:
-        connection.close()
 
 
 _ALLOWED = {
@@ -329,7 +328,10 @@ def _device(row: dict[str, Any]) -> str:
 
 
 def _build(row: dict[str, Any]) -> str:
-    words = f"{_text(row, 'build_commit')} {row.get('build_number')} {_text(row, 'backends')}"
+    # In rows that stbench wrote, backends also hold the case's switches, which make no other build.
+    ours = isinstance(row.get("stbench"), dict) or _text(row, "backends").startswith("stbench ")
+    backends = "" if ours else _text(row, "backends")
+    words = f"{_text(row, 'build_commit')} {row.get('build_number')} {backends}"
     return hashlib.sha256(words.encode("utf-8", "replace")).hexdigest()
 
 

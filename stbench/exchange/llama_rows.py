@@ -2,7 +2,8 @@
 
 A row is one test of one process: a prompt (``pp``) or a generation (``tg``). llama.cpp's own comparison joins
 rows by their settings and averages what is equal, so whatever of ours has no field there (switches, memory
-limit, cache) stands in ``backends``, and the device in ``cpu_info``: different things are never averaged.
+limit, cache, and what else tells exported cases of one label apart) stands in ``backends``, and the device in
+``cpu_info``: different things are never averaged.
 The SQL has llama-bench's fields only; JSON lines have one more, ``stbench``, which other readers ignore.
 """
 
@@ -13,8 +14,14 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from stbench.agent.wire import RunRecord, Samples
+from stbench.agent.wire import RunRecord
 from stbench.exchange.selection import Run, Selection
+
+# What tells cases apart and has a field of its own, or is what the comparison is between.
+_TOLD = {
+    *("library", "campaign", "workload", "model", "threads_requested", "cpus", "n_batch", "kv_type"),
+    *("load_requested", "engine", "device", "provenance"),
+}
 
 # Where an import keeps the row as it was.
 ORIGINAL = "llama_bench_row"
@@ -70,8 +77,9 @@ def rows(selection: Selection) -> list[dict[str, Any]]:
     """A row per test and process, in the order of cases and starts. What was imported leaves as it came."""
     found: list[dict[str, Any]] = []
     for case in selection.cases:
+        untold = [f"{name}={text}" for name, text in case.differs if name not in _TOLD]
         for run in case.runs:
-            found += _original(run.record) or _rows_of(run)
+            found += _original(run.record) or _rows_of(run, untold)
     return found
 
 
@@ -89,20 +97,22 @@ def is_original(record: RunRecord) -> bool:
     )
 
 
-def _rows_of(run: Run) -> Iterator[dict[str, Any]]:
+def _rows_of(run: Run, untold: list[str]) -> Iterator[dict[str, Any]]:
+    """``untold``: what tells the run's case from others and has no field."""
     record, samples = run.record, run.record.samples
     if samples is None or is_original(record):
         return
     workload = record.workload
     if samples.prefill_ns:
-        yield _row(record, sum(samples.prefill_tokens), 0, workload.n_depth, sum(samples.prefill_ns), samples)
+        tokens, ns = sum(samples.prefill_tokens), sum(samples.prefill_ns)
+        yield _row(record, tokens, 0, workload.n_depth, ns, untold)
     if samples.decode_ns:
         depth = workload.n_depth + workload.n_prompt
-        yield _row(record, 0, workload.n_gen, depth, sum(samples.decode_ns), samples)
+        yield _row(record, 0, workload.n_gen, depth, sum(samples.decode_ns), untold)
 
 
 def _row(
-    record: RunRecord, n_prompt: int, n_gen: int, n_depth: int, ns: int, samples: Samples
+    record: RunRecord, n_prompt: int, n_gen: int, n_depth: int, ns: int, untold: list[str]
 ) -> dict[str, Any]:
     runtime = record.versions.runtime if record.versions else {}
     settings, effective, facts = record.settings, record.effective, record.facts
@@ -115,7 +125,7 @@ def _row(
         "build_number": int(runtime.get("build_number") or 0),
         "cpu_info": f"{facts.cpu_model if facts else 'unknown'} ({record.device})",
         "gpu_info": "",
-        "backends": _backends(record, runtime),
+        "backends": " ".join([_backends(record, runtime), *untold]),
         "model_filename": record.model.path or record.model.name,
         "model_type": str(runtime.get("model_type") or record.model.name),
         "model_size": shape.weight_bytes if shape else 0,

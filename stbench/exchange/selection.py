@@ -1,12 +1,16 @@
 """Which runs leave, by case, and what is said of those that stay.
 
 Numbers are of usable runs. Runs that were disturbed are left out where others of their case were not, as in
-every table; formats that have room for the remark (parquet, JUnit) get all runs.
+every table; formats that have room for the remark (parquet, JUnit) get all runs. A case is what it is in the
+tables (:data:`stbench.tables.grid.CASE`): builds, campaigns and settings that no label tells are never one
+number.
 """
 
 from __future__ import annotations
 
+import hashlib
 import math
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -15,10 +19,15 @@ from typing import Any
 from stbench.agent.wire import RunRecord
 from stbench.comparison.intervals import Estimate, median_estimate
 from stbench.errors import CellsFailed
-from stbench.records.frame import to_frame, unique_records
-from stbench.records.lines import UNFINISHED
+from stbench.records.frame import filled, to_frame
 from stbench.tables.cells import is_wrong, undisturbed
+from stbench.tables.grid import CASE, finished
+from stbench.wording import clean
 
+# What makes a case: what tables tell apart, and where its numbers come from. The label comes first, for the
+# order in which cases leave.
+_PLACE = ("label", "device", "fingerprint", "provenance")
+_KEYS = (*_PLACE, *(name for name in CASE if name not in _PLACE))
 # Column of the frame, what it is called elsewhere, its unit.
 METRICS = (("decode_tps", "decode", "tokens/s"), ("prefill_tps", "prefill", "tokens/s"))
 
@@ -33,14 +42,15 @@ class Run:
 
 @dataclass(frozen=True)
 class Case:
-    """The replicates that count of one case on one device, in the order in which they began. ``name``: its
-    label, with the machine's fingerprint where another machine has a case of that label; formats with one
-    number per name would take both for one."""
+    """The replicates that count of one case on one device, in the order in which they began. ``differs``:
+    where others have its label, which columns tell them apart, each with its value in short. ``name``: the
+    label with these; formats with one number per name would take several cases for one."""
 
     label: str
     device: str
     runs: tuple[Run, ...]
     name: str
+    differs: tuple[tuple[str, str], ...] = ()
 
     def values(self, metric: str) -> list[float]:
         """Of the runs that have the metric."""
@@ -68,7 +78,7 @@ def select(records: Iterable[RunRecord]) -> Selection:
 
     A case in which one run computed wrong output has no number at all, as in the tables. Raises
     :class:`CellsFailed` where there is no measurement."""
-    kept = [r for r in unique_records(records) if r.purpose == "measure" and r.status != UNFINISHED]
+    kept, claims = finished(records)
     if not kept:
         raise CellsFailed("there is no finished measurement to export")
     frame = to_frame(kept)
@@ -76,11 +86,11 @@ def select(records: Iterable[RunRecord]) -> Selection:
     runs = tuple(
         Run(record, {str(k): v for k, v in row.items()}) for record, row in zip(kept, rows, strict=True)
     )
-    cases, notes = [], []
+    cases: list[tuple[tuple[Any, ...], Case]] = []
+    notes = list(claims)
     ends: Counter[str] = Counter(str(row["status"]) for row in rows if not row["usable"])
     wrong = disturbed = 0
-    keys = ["label", "device", "fingerprint", "provenance"]
-    for (label, device, *_), group in frame.groupby(keys, sort=True):
+    for key, group in filled(frame).groupby(list(_KEYS), sort=True, dropna=False):
         if is_wrong(group):
             wrong += 1
             continue
@@ -89,7 +99,8 @@ def select(records: Iterable[RunRecord]) -> Selection:
             continue
         counted = undisturbed(usable)
         disturbed += len(usable) - len(counted)
-        cases.append(Case(str(label), str(device), tuple(runs[int(i)] for i in counted.index), str(label)))
+        label, device = str(key[0]), str(key[1])
+        cases.append((key, Case(label, device, tuple(runs[int(i)] for i in counted.index), label)))
     if ends:
         what = ", ".join(f"{count} {status}" for status, count in sorted(ends.items()))
         notes.append(f"{sum(ends.values())} of {len(runs)} runs have no number ({what})")
@@ -100,12 +111,34 @@ def select(records: Iterable[RunRecord]) -> Selection:
     return Selection(runs, _named(cases), tuple(notes))
 
 
-def _named(cases: Sequence[Case]) -> tuple[Case, ...]:
-    often = Counter(case.label for case in cases)
+def _named(cases: Sequence[tuple[tuple[Any, ...], Case]]) -> tuple[Case, ...]:
+    """The cases with what tells those of equal label apart. ``cases``: each behind its values of _KEYS."""
+    alike: dict[str, list[tuple[Any, ...]]] = {}
+    for key, case in cases:
+        alike.setdefault(case.label, []).append(key)
+    shown: dict[str, dict[str, dict[str, str]]] = {}
+    for label, keys in alike.items():
+        columns = ({str(key[i]) for key in keys} for i in range(len(_KEYS)))
+        found = zip(_KEYS, columns, strict=True)
+        shown[label] = {name: _in_short(values) for name, values in found if len(values) > 1}
     named = []
-    for case in cases:
-        row = case.runs[0].row
-        machine = str(row["fingerprint"])[:12] or "unknown machine"
-        name = f"{case.label} ({machine}, {row['provenance']})" if often[case.label] > 1 else case.label
-        named.append(replace(case, name=name))
+    for key, case in cases:
+        texts = dict(zip(_KEYS, map(str, key), strict=True))
+        differs = tuple((name, short[texts[name]]) for name, short in shown[case.label].items())
+        words = ", ".join(f"{name} {text}" for name, text in differs)
+        named.append(replace(case, name=f"{case.label} [{words}]" if words else case.label, differs=differs))
     return tuple(named)
+
+
+def _in_short(values: Iterable[str]) -> dict[str, str]:
+    """Value -> how a name has it: of a digest the first digits. A digest of the whole follows where several
+    would look the same."""
+    short = {}
+    for value in values:
+        text = value[:12] if re.fullmatch("[0-9a-f]{16,64}", value) else value
+        short[value] = clean(text, 40) or "unknown"
+    often = Counter(short.values())
+    return {
+        value: f"{text} {hashlib.sha256(value.encode()).hexdigest()[:8]}" if often[text] > 1 else text
+        for value, text in short.items()
+    }

@@ -21,8 +21,7 @@ Nothing is averaged here. Speeds exist only for records that ended "ok" and whos
 ``gather_gb_per_s``       the same of whole rows in random order
 ``core_gb_per_s``         the same of what the cores' own caches hold: how fast the cores were
 ``judged_by``             which of these tells whether the run was disturbed: "memory" or "cores"
-``disturbed``             the machine was not itself (:mod:`stbench.records.disturbance`); False where nothing
-tells
+``disturbed``             the machine was not itself (:mod:`stbench.records.disturbance`), False if unknown
 ``off_level``             disturbed only in that the campaign's bandwidth was another; steady by itself
 ``disturbance``           why, in words; "" when not disturbed
 ``other_cpu_share``       CPU time of other processes on the run's CPUs / time, in CPUs
@@ -147,7 +146,6 @@ COLUMNS: dict[str, str] = {
     **limited_columns.COLUMNS,
 }
 
-
 # Records of a run that failed early lack these; within one campaign they are those of its neighbours.
 _FILLED = {
     "digest": ["campaign", "device", "engine", "model"],
@@ -271,6 +269,7 @@ def own_row(record: RunRecord) -> dict[str, Any]:
     """The columns that a record alone determines; what its campaign decides comes in :func:`to_frame`, and in
     :mod:`stbench.records.record_index` for records that are read once."""
     settings, effective, check = record.settings, record.effective, record.check
+    asked = record.workload
     problem = _problem(record)
     usable = record.status == "ok" and not problem
     row: dict[str, Any] = {
@@ -293,7 +292,7 @@ def own_row(record: RunRecord) -> dict[str, Any]:
         "digest": record.model.digest,
         "synthetic": record.model.synthetic is not None,
         "profile": profile_label(record.model.synthetic, record.model.profile),
-        "workload": workload_label(*_tokens(record)),
+        "workload": workload_label(asked.n_prompt, asked.n_gen, asked.n_depth),
         "n_prompt": record.workload.n_prompt,
         "n_gen": record.workload.n_gen,
         "n_depth": record.workload.n_depth,
@@ -352,10 +351,6 @@ def _arguments(program: Program | None) -> str:
     return shlex.join([*variables, *program.command[1:]])
 
 
-def _tokens(record: RunRecord) -> tuple[int, int, int]:
-    return record.workload.n_prompt, record.workload.n_gen, record.workload.n_depth
-
-
 def _problem(record: RunRecord) -> str:
     """Why an "ok" record has no speed all the same; "" when it has one or did not end ok."""
     if record.status != "ok":
@@ -367,12 +362,15 @@ def _problem(record: RunRecord) -> str:
         return "status is ok but there are no samples"
     if samples.decode_tokens and len(samples.decode_tokens) != len(samples.decode_ns):
         return "decode_ns and decode_tokens differ in length"
-    if decoded_tokens(samples) != record.workload.n_gen:
-        return f"{decoded_tokens(samples)} decode samples for n_gen {record.workload.n_gen}"
+    decoded = decoded_tokens(samples)
+    if decoded != record.workload.n_gen:
+        return f"{decoded} decode samples for n_gen {record.workload.n_gen}"
     if len(samples.prefill_ns) != len(samples.prefill_tokens):
         return "prefill_ns and prefill_tokens differ in length"
     if any(ns <= 0 for ns in [*samples.decode_ns, *samples.prefill_ns]):
         return "a duration is zero or negative"
+    if (samples.decode_ns and not decoded) or (samples.prefill_ns and not sum(samples.prefill_tokens)):
+        return "durations of no tokens"
     return ""
 
 

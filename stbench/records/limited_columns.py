@@ -4,6 +4,7 @@
 ``memory_limit_bytes``    as asked for, 0: none; with ``cache``, ``cache_policy``, ``io``, ``io_direct``,
                           ``prefetch``, ``start`` and ``routing`` (digest of a replayed trace, "" for
                           none) it is part of what a case is: :data:`LIMITED`
+``prefetch_effective``    what "auto" came to, which is not the same in every build; "" without a cache
 ``limit_verdict``         of the limit's proof: "held" and so on; "" where no limit was asked for
 ``limit_detail``          why it is not "held"
 ``limit_method``          how it was enforced; ``limit_start``: "cold" or "warm"
@@ -43,6 +44,7 @@ COLUMNS: dict[str, str] = {
     "io": "object",
     "io_direct": "object",
     "prefetch": "object",
+    "prefetch_effective": "object",
     "start": "object",
     "routing": "object",
     "limit_verdict": "object",
@@ -88,6 +90,7 @@ def limited_row(record: RunRecord, *, usable: bool) -> dict[str, Any]:
         "io": settings.io,
         "io_direct": settings.io_direct,
         "prefetch": settings.prefetch,
+        "prefetch_effective": cache.prefetch if cache else "",
         "start": settings.start,
         "routing": settings.routing_digest,
         "limit_verdict": proof.verdict if proof else "",

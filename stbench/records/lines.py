@@ -20,6 +20,7 @@ from typing import Any
 from stbench.agent import wire
 from stbench.agent.wire import RunRecord
 from stbench.errors import unreadable
+from stbench.wording import case_label, clean
 
 # A record of this status says only that there is no result yet; all others are results, also bad ones.
 UNFINISHED = "cancelled"
@@ -33,6 +34,9 @@ MAX_LINE_BYTES = 64 << 20
 # Of one kind of problem so many lines are named, and the rest is counted.
 NAMED = 5
 
+# Longer than any of ours with all that it quotes in short.
+_SENTENCE = 2000
+
 # What ``versions.runtime`` may hold within each other; it is the one part whose shape is not described.
 _DEEPEST = 32
 
@@ -40,6 +44,8 @@ _INT64 = 2**63
 # A search for 19 digits in a line takes 45 us by a regular expression, and 5 us for noughts in a copy.
 _NOUGHTS = bytes.maketrans(b"123456789", b"000000000")
 _LONG_NUMBER = b"0" * 19
+# Programs have masks of CPUs as whole numbers; Linux has at most so many.
+_MAX_CPUS = 4096
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 _BOM = b"\xef\xbb\xbf"
 
@@ -214,6 +220,9 @@ def _impossible(record: RunRecord) -> str:
     for name, value in counts.items():
         if value < 0:
             return f"{name} is {value:g}, which is below nothing"
+    for cpu in record.settings.cpus:
+        if not 0 <= cpu < _MAX_CPUS:
+            return f"settings.cpus has {cpu}, and CPUs have the numbers 0 to {_MAX_CPUS - 1}"
     if record.samples is not None:
         if record.samples.ttft_ns < 0:
             return f"samples.ttft_ns is {record.samples.ttft_ns} ns, a negative time"
@@ -264,8 +273,9 @@ class Problems:
             self.add(line.kind, line.number, line.problem)
 
     def add(self, kind: str, number: int, sentence: str) -> None:
-        """Keeps a sentence about the line with that number."""
-        self._kinds.setdefault(kind, _Kind()).add(1, [(number, sentence)])
+        """Keeps a sentence about the line with that number. What it quotes may be anybody's text, and it is
+        printed on terminals."""
+        self._kinds.setdefault(kind, _Kind()).add(1, [(number, clean(sentence, _SENTENCE))])
 
     @property
     def left_out(self) -> int:
@@ -358,7 +368,8 @@ class Repetitions:
             return None
         if first.mark == found.mark:
             return "repeated", f"the same record as line {first.number}; it counts once"
-        job = f"job {found.id} ({found.label}), replicate {found.replicate}, attempt {found.attempt}"
+        which = f"replicate {found.replicate}, attempt {found.attempt}"
+        job = f"job {clean(found.id)} ({case_label(found.label)}), {which}"
         if first.result == found.result:
             return (
                 "repeated",

@@ -10,11 +10,15 @@ Reading streams (:mod:`stbench.records.index_reading`): few chunks are in memory
 itself, so that a kill costs what was not. What only the whole campaign tells (was the machine itself, the
 bound of storage, which line of a job counts) is computed after it, from columns that were kept for that, and
 stored beside the others.
+
+Processes may share an index. One at a time changes or replaces it, by a lock beside it; others read what is
+committed meanwhile.
 """
 
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import functools
 import hashlib
 import json
@@ -26,7 +30,7 @@ from typing import Any
 import numpy as np
 
 from stbench.agent.wire import RunRecord
-from stbench.errors import InputError
+from stbench.errors import InputError, unreadable
 from stbench.paths import cache_dir
 from stbench.records import index_reading
 from stbench.records.columnar import Column, Damaged, assemble, encode
@@ -60,6 +64,12 @@ _JOINING = ("_keep", "_digest", "_offset", "_facts")
 # What the rows of several files that share a campaign are judged by again.
 _EVIDENCE = tuple(name for name in EVIDENCE if name not in _JOINING)
 
+# What to do where the index itself cannot be used; `history` and `grid` have different options for it.
+_HINT = (
+    "make room or wait; `stbench history --index FILE` keeps the index elsewhere, `stbench grid --no-index` "
+    "reads the records without one"
+)
+
 # Bytes done and in all, of the files that have to be read.
 Progress = Callable[[int, int], None]
 
@@ -86,36 +96,77 @@ class RecordIndex:
     # ---- the file -------------------------------------------------------------------------------------
 
     def _open(self) -> sqlite3.Connection:
-        for attempt in range(2):
-            database: sqlite3.Connection | None = None
-            try:
-                database = sqlite3.connect(self.path, timeout=600, isolation_level=None)
-                database.execute("PRAGMA journal_mode = WAL")
-                # A power cut may cost the newest chunks; they are read again.
-                database.execute("PRAGMA synchronous = NORMAL")
-                found = database.execute("SELECT name FROM sqlite_master WHERE name = 'meta'").fetchone()
-                if found and database.execute("SELECT version FROM meta").fetchone() == (_version(),):
-                    return database
-                if not found:
-                    # In one transaction: who is killed within it leaves nothing.
-                    database.executescript(
-                        f"BEGIN IMMEDIATE; {_TABLES} INSERT INTO meta VALUES ('{_version()}'); COMMIT;"
-                    )
-                    return database
-                self.notes.append(f"{self.path} is of another version of stbench; made anew")
-            except sqlite3.OperationalError as error:
+        found = self._existing()
+        if found is not None:
+            return found
+        with self._alone():
+            # Another process may have made it meanwhile.
+            return self._existing(spoilt=self._remove) or self._made()
+
+    def _existing(self, spoilt: Callable[[], None] = lambda: None) -> sqlite3.Connection | None:
+        """The index as it lies there; None where there is none, or one to throw away, for which ``spoilt``
+        is called. A database of somebody else's is neither."""
+        database = None
+        try:
+            database = self._connected()
+            found = database.execute("SELECT name FROM sqlite_master WHERE name = 'meta'").fetchone()
+            if found and database.execute("SELECT version FROM meta").fetchone() == (_version(),):
+                return database
+            note = f"{self.path} is of another version of stbench; made anew" if found else ""
+        except sqlite3.DatabaseError as error:
+            if not _is_damage(error):
                 if database is not None:
                     database.close()
-                raise InputError(
-                    f"{self.path}: {error}", hint="--no-index reads the records without it"
-                ) from error
-            except sqlite3.DatabaseError as error:
-                self.notes.append(f"{self.path} is damaged ({error}); made anew")
-            if database is not None:
-                database.close()
-            self._remove()
-            assert attempt == 0
-        raise AssertionError("an index that was just made is of this version")
+                raise self._unusable(error) from error
+            note = f"{self.path} is damaged ({error}); made anew"
+        if database is not None:
+            database.close()
+        if note:
+            self.notes = [note]
+            spoilt()
+        return None
+
+    def _connected(self) -> sqlite3.Connection:
+        database = sqlite3.connect(self.path, timeout=600, isolation_level=None)
+        try:
+            database.execute("PRAGMA journal_mode = WAL")
+            # A power cut may cost the newest chunks; they are read again.
+            database.execute("PRAGMA synchronous = NORMAL")
+        except sqlite3.Error:
+            database.close()
+            raise
+        return database
+
+    def _made(self) -> sqlite3.Connection:
+        try:
+            database = self._connected()
+            # In one transaction: who is killed within it leaves nothing.
+            database.executescript(
+                f"BEGIN IMMEDIATE; {_TABLES} INSERT INTO meta VALUES ('{_version()}'); COMMIT;"
+            )
+        except sqlite3.Error as error:
+            raise self._unusable(error) from error
+        return database
+
+    @contextlib.contextmanager
+    def _alone(self, waiting: Callable[[], None] = lambda: None) -> Iterator[None]:
+        """For the block, the only one that changes the index; ``waiting`` is called before a wait for
+        another. The lock's file stays: who removed it would let two have it."""
+        lock = self.path.with_name(self.path.name + ".lock")
+        try:
+            file = lock.open("a")
+        except OSError as error:
+            raise unreadable(lock, error) from error
+        with file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                waiting()
+                fcntl.flock(file, fcntl.LOCK_EX)
+            yield
+
+    def _unusable(self, error: Exception) -> InputError:
+        return InputError(f"{self.path}: the index of records cannot be used: {error}", hint=_HINT)
 
     def _remove(self) -> None:
         for suffix in ("", "-wal", "-shm"):
@@ -124,8 +175,9 @@ class RecordIndex:
     def _begin_anew(self, error: Exception) -> None:
         self.notes.append(f"{self.path} is damaged ({error}); made anew")
         self._database.close()
-        self._remove()
-        self._database = self._open()
+        with self._alone():
+            self._remove()
+            self._database = self._made()
 
     @contextlib.contextmanager
     def transaction(self) -> Iterator[sqlite3.Connection]:
@@ -149,23 +201,31 @@ class RecordIndex:
         files: dict[Path, Path] = {}
         for path in map(records_path, paths):
             files.setdefault(path.resolve(), path)
-        try:
-            self.refresh(list(files), progress)
-            return self._load(files)
-        except (sqlite3.DatabaseError, Damaged) as error:
-            self._begin_anew(error)
-            self.refresh(list(files), progress)
-            return self._load(files)
+        for attempt in range(2):
+            try:
+                self.refresh(list(files), progress)
+                return self._load(files)
+            except (sqlite3.DatabaseError, Damaged) as error:
+                if attempt or not (_is_damage(error) or isinstance(error, sqlite3.IntegrityError)):
+                    raise self._unusable(error) from error
+                # What somebody without our lock had stored first is no damage: reading goes on behind it.
+                if not isinstance(error, sqlite3.IntegrityError):
+                    self._begin_anew(error)
+        raise AssertionError("the second attempt returns or raises")
 
     def refresh(self, files: Sequence[Path], progress: Progress = lambda done, total: None) -> None:
         """Reads what is new in these files. Raises :class:`InputError`, :class:`sqlite3.DatabaseError`."""
-        stale = [file for file in files if not self._is_fresh(file)]
-        if stale:
+        if all(map(self._is_fresh, files)):
+            return
+        size = sum(file.stat().st_size for file in files)
+        with self._alone(lambda: progress(0, size)):
+            # Another process may have read them while this one waited.
+            stale = [file for file in files if not self._is_fresh(file)]
             self._forget_removed()
-        total, before = sum(file.stat().st_size for file in stale), 0
-        for file in stale:
-            _Reading(self, file).run(lambda done, before=before: progress(before + done, total))  # type: ignore[misc]
-            before += file.stat().st_size
+            total, before = sum(file.stat().st_size for file in stale), 0
+            for file in stale:
+                _Reading(self, file).run(lambda done, before=before: progress(before + done, total))  # type: ignore[misc]
+                before += file.stat().st_size
 
     def _is_fresh(self, file: Path) -> bool:
         query = "SELECT size, mtime_ns, ctime_ns FROM files WHERE path = ? AND whole"
@@ -325,6 +385,14 @@ def _write(
         "INSERT OR REPLACE INTO columns VALUES (?, ?, ?, ?, ?)",
         [(file, name, chunk, *encoded) for name, encoded in columns.items()],
     )
+
+
+def _is_damage(error: Exception) -> bool:
+    """Whether the file is no index any more. A full disk, a lock and a row that is there already are not of
+    that kind: to throw the index away would mend none of them."""
+    if isinstance(error, Damaged):
+        return True
+    return any(words in str(error) for words in ("malformed", "not a database"))
 
 
 @functools.cache

@@ -58,8 +58,6 @@ def job_id(job: JobSpec, target: Target, seed: int) -> str:
         identity["limit_method"] = job.limit_method
     if job.choice is not None:
         identity["search"] = job.choice.search
-    if job.settings.memory_limit_bytes and job.limit_method != "auto":
-        identity["limit_method"] = job.limit_method
     if job.candidates:
         identity["candidates"] = [wire.to_json(candidate) for candidate in job.candidates]
     text = json.dumps(identity, sort_keys=True, separators=(",", ":"))

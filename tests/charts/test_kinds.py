@@ -225,6 +225,24 @@ def test_published_numbers_stand_beside_measured_ones(
     assert ghosts_of(draw(name, made).figure) == []
 
 
+def test_what_auto_came_to_is_told_apart_where_sizes_of_caches_are_drawn() -> None:
+    """Builds before the guesses meant exact by it."""
+
+    def labels(*came_to: str) -> list[str]:
+        made = []
+        for i, prefetch in enumerate(came_to):
+            for size in (128, 256):
+                one = full(limit=GIB, cache=size * MIB, campaign=f"c{i}")
+                assert one.cache is not None
+                made.append(dataclasses.replace(one, cache=dataclasses.replace(one.cache, prefetch=prefetch)))
+        request = Request(charts.results_of(made), "light")
+        alt = gallery.kind("cache").draw(request)[0].alt
+        return [prefetch for prefetch in ("auto (exact)", "auto (next-2)", "c0") if prefetch in alt]
+
+    assert labels("exact", "next-2") == ["auto (exact)", "auto (next-2)"]
+    assert labels("next-2") == []
+
+
 def test_threads_that_were_not_stated_are_said_to_be_ours() -> None:
     def said(published: str) -> tuple[list[tuple[float, float]], str]:
         made = [full(tps=tps, threads=t, ffn=True, head=True) for t, tps in ((1, 9.0), (2, 20.0), (4, 15.0))]

@@ -125,6 +125,42 @@ def test_planted_secrets_are_gone_everywhere_and_one_host_has_one_name() -> None
     assert anonymised(reversed(planted())) == found
 
 
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["run", "--api-key", "Zq8sJk2LmN"],
+        ["run", "-token", "Zq8sJk2LmN"],
+        ["run", "--hf-token", "Zq8sJk2LmN"],
+        ["run", "--auth", "alice:Zq8sJk2LmN"],
+        ["run", "--key=Zq8sJk2LmN"],
+        ["curl", "-H", "Authorization: Bearer Zq8sJk2LmN"],
+        ["curl", "-H", "Authorization:", "Bearer", "Zq8sJk2LmN"],
+        ["sh", "-c", "run --password Zq8sJk2LmN --threads 4"],
+        ["sh", "-c", "curl -H 'authorization: basic Zq8sJk2LmN' x"],
+    ],
+)
+def test_a_secret_that_is_a_word_of_its_own_is_taken_out(command: list[str]) -> None:
+    runtime = {"command": command, "api_key": "Zq8sJk2LmN", "said": " ".join(command)}
+    one = replace(
+        record(),
+        program=Program("external", [*command, "--threads", "4"], {}),
+        detail=f"it said: {' '.join(command)} and ended",
+        versions=Versions("0.1.0", runtime, "ab" * 32),
+    )
+    (found,) = anonymised([one])
+    for text in strings(wire.to_json(found)):
+        assert "Zq8s" not in text, text
+    assert found.program is not None
+    assert found.program.command[-2:] == ["--threads", "4"]
+    assert found.detail.endswith(" and ended")
+
+
+@pytest.mark.parametrize("text", ["3 tok/s per token 5", "--tokens 5 --n-gen 6", "monkey abc", "basic step"])
+def test_what_only_sounds_like_a_secret_stays(text: str) -> None:
+    (found,) = anonymised([replace(record(), detail=text)])
+    assert found.detail == text
+
+
 @pytest.mark.parametrize("kind", sorted(formats.FORMATS))
 def test_no_format_brings_them_back(kind: str) -> None:
     written = formats.FORMATS[kind].write(select(anonymised(planted())))

@@ -16,6 +16,7 @@ import jsonschema
 import pytest
 
 from stbench import cli
+from stbench.agent.wire import RunRecord, Versions
 from stbench.commands import export as command
 from stbench.exchange import formats, llama_rows
 from stbench.exchange.selection import select
@@ -210,8 +211,74 @@ def test_two_machines_of_one_name_are_two_names(tmp_path: Path, kind: str) -> No
     entries = data["benchmarks"] if kind == "pytest-benchmark" else data
     names = list(entries) if kind == "bencher" else [entry["name"] for entry in entries]
     assert len(names) == len(set(names)) == (2 if kind == "bencher" else 4)
-    assert len([name for name in names if "(beef, measured)" in name]) == len(names) / 2
+    assert len([name for name in names if "[fingerprint" in name and "beef" in name]) == len(names) / 2
     assert not any(len(name.encode()) > 1024 for name in names)
+
+
+_OTHER: dict[str, Any] = {"routing": "5" * 16, "isa": "avx2", "n_ctx": 8192, "n_batch": 32}
+
+
+def _apart(change: str) -> list[RunRecord]:
+    """Three slow runs and three fast ones of one label, which ``change`` tells apart."""
+    slow = [record(replicate=i) for i in range(3)]
+    fast = []
+    for i, one in enumerate(slow):
+        assert one.samples is not None
+        samples = replace(one.samples, decode_ns=[ns // 2 for ns in one.samples.decode_ns])
+        one = replace(one, id=f"fast-{i}", samples=samples)
+        if change == "library":
+            one = replace(one, versions=Versions("0.1.0", {}, "cd" * 32))
+        elif change == "campaign":
+            one = replace(one, campaign="another")
+        else:
+            name = "routing_digest" if change == "routing" else change
+            one = replace(one, settings=replace(one.settings, **{name: _OTHER[change]}))
+        fast.append(one)
+    return [*slow, *fast]
+
+
+@pytest.mark.parametrize("change", ["library", "campaign", "routing", "isa", "n_ctx", "n_batch"])
+@pytest.mark.parametrize("kind", ["github-action-benchmark", "bencher", "pytest-benchmark"])
+def test_what_no_label_tells_is_never_one_number(tmp_path: Path, kind: str, change: str) -> None:
+    data = json.loads(export(tmp_path, "--to", kind, results=real.write(tmp_path / "c", _apart(change))))
+    if kind == "bencher":
+        speeds = {name: value["decode-tokens-per-second"]["value"] for name, value in data.items()}
+    elif kind == "pytest-benchmark":
+        speeds = {b["name"]: b["stats"]["ops"] for b in data["benchmarks"] if b["group"] == "decode"}
+    else:
+        speeds = {one["name"]: one["value"] for one in data if one["name"].endswith(" decode")}
+    assert sorted(speeds.values()) == pytest.approx([30.0, 60.0])
+    assert len(speeds) == 2
+    assert all(f"[{'isa_requested' if change == 'isa' else change} " in name for name in speeds), speeds
+
+
+@pytest.mark.parametrize("change", ["library", "campaign", "routing", "isa", "n_ctx", "n_batch"])
+def test_llama_cpps_script_averages_no_two_settings_and_still_joins_builds(change: str) -> None:
+    """It averages rows that are equal in all that is no result, and holds two commits against each other
+    where they are equal in all else."""
+    said = ("test_time", "avg_ns", "avg_ts", "samples_ns", "samples_ts", "stbench", "build_commit")
+    rows = [row for row in llama_rows.rows(select(_apart(change))) if row["n_gen"]]
+    alike = {str([value for name, value in row.items() if name not in said]) for row in rows}
+    assert len(alike) == (1 if change in ("library", "campaign") else 2)
+    assert len({row["build_commit"] for row in rows}) == (2 if change == "library" else 1)
+
+
+def test_names_that_would_look_the_same_in_short_are_told_apart() -> None:
+    digests = ["0123456789ab0000", "0123456789ab1111"]
+    records = [
+        replace(one, settings=replace(one.settings, routing_digest=digests[i // 3]))
+        for i, one in enumerate(_apart("routing"))
+    ]
+    names = [case.name for case in select(records).cases]
+    assert len(set(names)) == len(names) == 2
+
+
+def test_a_copy_made_while_a_campaign_ran_adds_no_run() -> None:
+    """A run that was repeated has an attempt in the copy and another in the campaign; the last counts."""
+    first = [record(replicate=i) for i in range(3)]
+    again = [replace(one, attempt=1, started_at="2030-01-01T00:00:00.000+00:00") for one in first[1:]]
+    (case,) = select([*first, *again]).cases
+    assert [run.record.attempt for run in case.runs] == [0, 1, 1]
 
 
 @pytest.mark.parametrize("kind", [name for name, form in formats.FORMATS.items() if not form.whole])

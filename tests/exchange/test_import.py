@@ -194,6 +194,29 @@ def test_out_in_and_out_again(tmp_path: Path) -> None:
     assert sorted(second.splitlines()) == sorted(first.read_text().splitlines())
 
 
+def test_switches_of_ours_make_no_other_build(tmp_path: Path) -> None:
+    """They stand in ``backends``, beside which llama-bench's own words say what was built."""
+    path = tmp_path / "ours.jsonl"
+    path.write_text(llama_rows.jsonl(select([r for r in real.quick() if r.engine == "sbr"])))
+    found = import_llama_bench(path, "again").records
+    assert len({one.case for one in found}) > 3
+    assert len({one.versions.library_sha256 for one in found if one.versions}) == 1
+    other = import_llama_bench(lines(tmp_path / "a.jsonl", ROW, {**ROW, "backends": "CUDA"}), "c").records
+    assert len({one.versions.library_sha256 for one in other if one.versions}) == 2
+
+
+@pytest.mark.parametrize("name", ["a#b", "a?b", "50%41", "a b"])
+def test_a_database_is_read_by_its_name_and_nothing_is_made(tmp_path: Path, name: str) -> None:
+    path = tmp_path / f"{name}.sqlite"
+    database = sqlite3.connect(path)
+    database.execute("CREATE TABLE llama_bench (n_prompt INTEGER, n_gen INTEGER, avg_ns INTEGER)")
+    database.execute("INSERT INTO llama_bench VALUES (0, 32, 1000000000)")
+    database.commit()
+    database.close()
+    assert len(import_llama_bench(path, "c").records) == 1
+    assert [one.name for one in tmp_path.iterdir()] == [path.name]
+
+
 def test_in_and_out_is_equal(tmp_path: Path) -> None:
     rows = [ROW, PROMPT, {**ROW, "n_depth": 4096, "new_field": "of a later version"}]
     found = import_llama_bench(lines(tmp_path / "a.jsonl", *rows), "c")

@@ -159,6 +159,10 @@ devices:
             "devices.yaml:1: not valid YAML: unknown tag tag:yaml.org,2002:python/object/apply:os.system",
         ),
         ("a: &a [x]\nb: [*c]", "found undefined alias"),
+        ("\ndevices: {a: {host: !!timestamp x}}", 'devices.yaml:2: not valid YAML: "x" is no timestamp'),
+        ("\ndevices: {a: {host: !!bool maybe}}", 'devices.yaml:2: not valid YAML: "maybe" is no bool'),
+        ("\ndevices: {a: {host: !!int ''}}", 'devices.yaml:2: not valid YAML: "" is no int'),
+        ("\ndevices: {a: {host: !!float ''}}", "devices.yaml:2: not valid YAML: "),
     ],
 )
 def test_one_sentence_each(text: str, said: str) -> None:
@@ -343,6 +347,7 @@ _SCALARS = st.sampled_from(
         *(
             "!!binary x",
             "!!timestamp 9999-99-99",
+            *("!!timestamp x", "!!bool maybe", "!!int ''", "!!float ''"),
             "? x",
             "9" * 5000,
             "=",

@@ -55,6 +55,10 @@ def deep(levels: int) -> Any:
         (text(GOOD, replicate=-1), "replicate is -1"),
         (text(GOOD, samples__decode_ns=[5, -7, 5, 5]), "samples.decode_ns[1] is -7, a negative time"),
         (text(GOOD, samples__ttft_ns=-1), "samples.ttft_ns is -1 ns, a negative time"),
+        (text(GOOD, settings__cpus=[0, 2**62]), "settings.cpus has 4611686018427387904, and CPUs have"),
+        (text(GOOD, settings__cpus=[-1]), "settings.cpus has -1"),
+        (text(GOOD, versions__runtime={"\x1b]0;owned\x07": float("nan")}), "versions.runtime. ]0;owned"),
+        (text(GOOD, counters={"\x1b[2J": 1}), "RunRecord.counters"),
         (text(GOOD, replicate=10**30), "replicate: a number of 100 bits; 64 are the most"),
         (text(GOOD, samples__decode_ns=[1, 2**63]), "samples.decode_ns[1]: a number of 64 bits"),
         (
@@ -81,7 +85,27 @@ def test_a_line_that_is_none_is_named_and_the_others_are_read(tmp_path: Path, li
     (problem,) = reading.problems
     assert problem.startswith(f"{path}:2: ")
     assert said in problem
+    assert problem.isprintable()
     assert reading.left_out == 1
+
+
+def test_names_in_repeated_lines_do_not_reach_the_terminal(tmp_path: Path) -> None:
+    path = tmp_path / "records.jsonl"
+    named = replace(GOOD, id="\x1b]0;owned\x07", label="local:\x1b[2J" + "x" * 10_000)
+    path.write_bytes(text(named) + b"\n" + text(named, detail="again") + b"\n")
+    (problem,) = read_records(path).problems
+    assert problem.isprintable()
+    assert "with the same result; the later counts" in problem
+    assert len(problem) < 1500
+
+
+def test_keys_of_the_other_side_are_harmless_in_messages() -> None:
+    data = json.loads(text(replace(GOOD, program=wire.Program("external", ["x"], {}))))
+    data["program"]["environment"] = {"\x1b[2J" + "k" * 1000: 1}
+    with pytest.raises(wire.WireError) as caught:
+        wire.from_json(RunRecord, data)
+    assert str(caught.value).isprintable()
+    assert len(str(caught.value)) < 200
 
 
 @pytest.mark.parametrize(

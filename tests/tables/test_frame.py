@@ -66,6 +66,8 @@ def test_what_a_failed_run_never_reached_is_empty_not_zero() -> None:
         ({"samples": Samples(1, [1], [1], [5, 5, -5, 5])}, "zero or negative"),
         ({"samples": Samples(1, [1], [1], [5, 5, 0, 5])}, "zero or negative"),
         ({"samples": Samples(1, [1, 1], [1], [5, 5, 5, 5])}, "differ in length"),
+        ({"samples": Samples(1, [1], [1], [5], [0]), "n_gen": 0}, "durations of no tokens"),
+        ({"samples": Samples(1, [1], [0], [5, 5, 5, 5])}, "durations of no tokens"),
         ({"verdict": "wrong"}, "wrong output"),
     ],
 )

@@ -1,0 +1,120 @@
+"""One index and several processes, and what is no damage of it: a full disk, a lock, somebody else's file."""
+
+from __future__ import annotations
+
+import contextlib
+import sqlite3
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from stbench.errors import InputError
+from stbench.records import index_reading, record_index
+from stbench.records.record_index import RecordIndex
+from tests.compare.records import case, noisy, write
+from tests.history.test_record_index import assert_equal, assert_same, from_records, gathered
+from tests.host.conftest import Sandbox, sandbox
+
+__all__ = ["sandbox"]
+
+
+@pytest.fixture
+def index(tmp_path: Path) -> Path:
+    return tmp_path / "index.sqlite"
+
+
+@pytest.fixture
+def campaign(tmp_path: Path) -> Path:
+    return Path(write(tmp_path / "results" / "c1", case(noisy(30))))
+
+
+def test_two_readers_at_once_share_the_index(
+    index: Path, campaign: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each finds out what is known before the other has stored anything."""
+    monkeypatch.setattr(index_reading, "CHUNK", 7)
+    known = record_index._Reading._known
+
+    def slowly(self: record_index._Reading, size: int) -> object:
+        found = known(self, size)
+        time.sleep(0.5)
+        return found
+
+    monkeypatch.setattr(record_index._Reading, "_known", slowly)
+    for lines in (b"", (campaign / "records.jsonl").read_bytes()):
+        with (campaign / "records.jsonl").open("ab") as file:
+            file.write(lines)
+        with ThreadPoolExecutor(2) as pool:
+            both = list(pool.map(lambda _: gathered([campaign], index), range(2)))
+        for found in both:
+            assert_equal(found, from_records([campaign]))
+    with sqlite3.connect(index) as database:
+        assert database.execute("SELECT count(*) FROM files").fetchone() == (1,)
+    database.close()
+
+
+def test_rows_that_are_there_already_are_no_damage(
+    index: Path, campaign: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a process without the lock would store them."""
+    with RecordIndex(index) as opened:
+        known = record_index._Reading._known
+        times = iter([True])
+
+        def taken(self: record_index._Reading, size: int) -> object:
+            found = known(self, size)
+            if next(times, False):
+                opened._database.execute("INSERT INTO chunks VALUES (?, ?, 0)", found[-2:])
+            return found
+
+        monkeypatch.setattr(record_index._Reading, "_known", taken)
+        assert_equal(opened.gather([campaign]), from_records([campaign]))
+        assert not opened.notes
+
+
+def test_a_full_disk_ends_with_a_sentence_and_keeps_the_index(index: Path, campaign: Path) -> None:
+    gathered([campaign], index)
+    inode = index.stat().st_ino
+    whole = (campaign / "records.jsonl").read_bytes()
+    with (campaign / "records.jsonl").open("ab") as file:
+        file.write(whole * 20)
+    with RecordIndex(index) as opened:
+        (pages,) = opened._database.execute("PRAGMA page_count").fetchone()
+        opened._database.execute(f"PRAGMA max_page_count = {pages}")
+        with pytest.raises(InputError, match="cannot be used: database or disk is full") as caught:
+            opened.gather([campaign])
+        assert "history --index FILE" in caught.value.hint
+        assert "grid --no-index" in caught.value.hint
+        assert not opened.notes
+    assert index.stat().st_ino == inode
+    assert_same([campaign], index)
+
+
+def test_a_locked_index_is_no_damaged_one(index: Path, campaign: Path) -> None:
+    with RecordIndex(index) as opened, contextlib.closing(sqlite3.connect(index)) as other:
+        opened._database.execute("PRAGMA busy_timeout = 10")
+        other.execute("BEGIN IMMEDIATE")
+        with pytest.raises(InputError, match="cannot be used: database is locked"):
+            opened.gather([campaign])
+        other.execute("ROLLBACK")
+        assert_equal(opened.gather([campaign]), from_records([campaign]))
+        assert not opened.notes
+
+
+def test_no_room_for_an_index_is_said_with_options_that_there_are(tmp_path: Path, sandbox: Sandbox) -> None:
+    (tmp_path / "file").write_text("")
+    campaign = write(tmp_path / "c", case(noisy(3)))
+    for place in ("no/such/place", "file/index"):
+        code, _, said = sandbox.run("history", str(campaign), "--index", str(tmp_path / place))
+        assert code == 2
+        assert "--index FILE" in said
+
+
+def test_a_database_of_somebody_else_s_is_not_thrown_away(index: Path, campaign: Path) -> None:
+    with contextlib.closing(sqlite3.connect(index)) as database:
+        database.execute("CREATE TABLE theirs (a)")
+    gathered([campaign], index)
+    with contextlib.closing(sqlite3.connect(index)) as database:
+        assert database.execute("SELECT count(*) FROM theirs").fetchone() == (0,)
