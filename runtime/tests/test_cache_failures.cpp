@@ -135,8 +135,8 @@ void test_guess_fails_at_the_end(const Fixture& fixture) {
 }
 
 // A guess that arrives just before its slot is given to another unit, whose read then fails: a slot that was listed
-// twice as being read was emptied twice, which wrote 4 GiB behind a table. Every fifth run of these rounds crashed; they
-// run in every build of the tests.
+// twice as being read was emptied twice, which wrote 4 GiB behind a table. Every fifth run of these rounds crashed;
+// they run in every build of the tests.
 void test_guesses_arrive_while_others_fail(const Fixture& fixture) {
   std::atomic<uint32_t> reads{0};
   Tamper tamper(

@@ -141,8 +141,8 @@ class SbrEngine:
     def use_threads(self, threads: int, cpus: Sequence[int]) -> None:
         """See :class:`stbench.agent.engine.Engine`."""
         model, _ = self._opened()
-        # A session with CPUs leaves this thread on the first of them, and older libraries, which may be compared
-        # with this one, let no other session go beyond it then.
+        # A session with CPUs leaves this thread on the first of them, and older libraries, which may be
+        # compared with this one, let no other session go beyond it then.
         os.sched_setaffinity(0, self._allowed)
         key = (threads, *cpus)
         if key not in self._sessions:
