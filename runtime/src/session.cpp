@@ -24,6 +24,7 @@ SessionSettings with_timeline(SessionSettings settings, Timeline* timeline) {
 std::unique_ptr<CachedExperts> make_cached_experts(const Model& model, const SessionSettings& settings) {
   const Bundle* bundle = model.bundle();
   if (bundle == nullptr || bundle->kind() != SBR_BUNDLE_EXPERTS) return nullptr;
+  ThreadPool::unpin_caller();
   return std::make_unique<CachedExperts>(*bundle, model.config(), settings.cache, layers_ahead(settings.prefetch),
                                          settings.careful_prefetch);
 }
@@ -31,6 +32,7 @@ std::unique_ptr<CachedExperts> make_cached_experts(const Model& model, const Ses
 std::unique_ptr<LayerStream> make_layer_stream(const Model& model, const SessionSettings& settings) {
   const Bundle* bundle = model.bundle();
   if (bundle == nullptr || bundle->kind() != SBR_BUNDLE_LAYERS) return nullptr;
+  ThreadPool::unpin_caller();
   const StreamOptions options = {settings.cache.bytes, settings.cache.verify, settings.cache.reader,
                                  settings.cache.timeline};
   return std::make_unique<LayerStream>(*bundle, model.weights(), options);

@@ -73,7 +73,8 @@ class Session {
   const uint32_t prefetch_;
   const bool record_routing_;
   const std::unique_ptr<Timeline> timeline_;  // outlives what writes to it; nullptr: none
-  // Before the pool, which pins the thread that makes it: their readers' threads would inherit its one CPU.
+  // Before the pool, which pins the thread that makes it: their readers' threads would inherit its one CPU. (That of
+  // another session's pool is left for the moment.)
   const std::unique_ptr<CachedExperts> cached_;  // a bundle of experts
   const std::unique_ptr<LayerStream> stream_;    // a bundle of layers
   ThreadPool pool_;

@@ -114,8 +114,13 @@ std::set<std::string> threads_of_this_process() {
 void test_readers_are_not_pinned() {
   const Bundled model(tiny_smallthinker(SBR_TYPE_Q4_0, true));
   const std::vector<uint32_t> allowed = sbr::allowed_cpus();
+  sbr_session_options options = cached_options(model, 3);
+  options.n_threads = 1;
+  options.cpus = allowed.data();
+  options.n_cpus = 1;
+  const sbr::Session another(model.get(), options);
   for (const uint32_t kind : readers(model)) {
-    sbr_session_options options = cached_options(model, 3);
+    options = cached_options(model, 3);
     options.n_threads = 1;
     options.cpus = allowed.data();
     options.n_cpus = 1;

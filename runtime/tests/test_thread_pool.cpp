@@ -127,6 +127,38 @@ void test_several_pools_of_a_thread() {
   EXPECT(elsewhere == 0 && affinity() == before);
 }
 
+// A pool that another thread used in between gives the first one its CPUs back all the same.
+void test_a_pool_that_changes_hands() {
+  const std::vector<uint32_t> before = sbr::allowed_cpus();
+  for (int i = 0; i < 2; ++i) {
+    sbr::ThreadPool pool(1, {before.back()});
+    std::thread([&] { pool.run([](uint32_t) {}); }).join();
+    pool.run([](uint32_t) {});
+  }
+  EXPECT(affinity() == before && sbr::allowed_cpus() == before);
+}
+
+// Where the program placed the thread itself since, it stays, whatever pools say.
+void test_what_the_program_chose_stays() {
+  const std::vector<uint32_t> before = sbr::allowed_cpus();
+  if (before.size() < 2) return;
+  sbr::ThreadPool unpinned(2, {});
+  {
+    sbr::ThreadPool pinned(1, {before.front()});
+    cpu_set_t own;
+    CPU_ZERO(&own);
+    CPU_SET(before.back(), &own);
+    EXPECT(sched_setaffinity(0, sizeof own, &own) == 0);
+    unpinned.run([](uint32_t) {});
+    EXPECT(affinity() == std::vector<uint32_t>{before.back()});
+  }
+  EXPECT(affinity() == std::vector<uint32_t>{before.back()});
+  cpu_set_t all;
+  CPU_ZERO(&all);
+  for (const uint32_t cpu : before) CPU_SET(cpu, &all);
+  EXPECT(sched_setaffinity(0, sizeof all, &all) == 0);
+}
+
 // No machine has a stack of 16 TB per thread to give.
 [[maybe_unused]] void test_threads_refused() {
   const std::vector<uint32_t> before = sbr::allowed_cpus();
@@ -152,6 +184,8 @@ int main() {
   test_thread_ids();
   test_pinning();
   test_several_pools_of_a_thread();
+  test_a_pool_that_changes_hands();
+  test_what_the_program_chose_stays();
 #if defined(__x86_64__)  // emulators reserve the 16 TB for real and are killed
   test_threads_refused();
 #endif

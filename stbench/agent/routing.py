@@ -23,6 +23,8 @@ SUFFIX = ".routing"
 MAX_HEADER_BYTES = 1 << 14
 MAX_LAYERS = 4096
 MAX_EXPERTS = 1 << 16
+# Of all layers together, used or not: consumers keep something for each.
+MAX_UNITS = 1 << 22
 # Of all indices together: 500 000 tokens of the 4B model, 128 MiB in memory.
 MAX_VALUES = 1 << 26
 MAX_TEXT = 1000
@@ -98,6 +100,7 @@ class Routing:
             )
         if not 0 < n_layer <= MAX_LAYERS:
             raise RoutingError("n_layer is %d, expected 1 to %d" % (n_layer, MAX_LAYERS))
+        _check_units(n_layer, n_expert)
         n_tokens, used = self.n_tokens, self.n_expert_used
         if n_tokens * n_layer * n_expert_used > MAX_VALUES:
             raise RoutingError(
@@ -283,9 +286,18 @@ def check_shape(n_layer: int, n_expert: int, n_expert_used: int, n_tokens: int) 
             raise RoutingError("%s is %d, expected 1 to %d" % (name, given[name], most))
     if n_expert_used > n_expert:
         raise RoutingError("%d of %d experts cannot be used" % (n_expert_used, n_expert))
+    _check_units(n_layer, n_expert)
     values = n_tokens * n_layer * n_expert_used
     if values > MAX_VALUES:
         raise RoutingError("%d indices are too many: at most %d" % (values, MAX_VALUES))
+
+
+def _check_units(n_layer: int, n_expert: int) -> None:
+    if n_layer * n_expert > MAX_UNITS:
+        raise RoutingError(
+            "%d layers of %d experts are %d experts, which are too many: at most %d in all layers together"
+            % (n_layer, n_expert, n_layer * n_expert, MAX_UNITS)
+        )
 
 
 def _inflate(packed: bytes, size: int) -> bytes:

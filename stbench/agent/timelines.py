@@ -19,6 +19,12 @@ SUFFIX = ".timeline"
 EVENT_BYTES = 48
 # Of each thread, and of storage: 3 MiB each. A token of SmallThinker-4B takes 710 of a thread.
 EVENTS = 1 << 16
+# What a file from elsewhere may ask of its reader. Times differ from event to event, so that what zlib makes
+# of them is never smaller by a factor like this one.
+MAX_THREADS = 1024
+MAX_LOST = 1 << 63
+MAX_LAYERS = 4096
+_MAX_RATIO = 100
 
 
 class TimelineFile(NamedTuple):
@@ -56,13 +62,26 @@ def parse(data: bytes) -> TimelineFile:
     line, separator, packed = data[len(MAGIC) :].partition(b"\n")
     try:
         head = json.loads(line)
-        counts = [int(head[key]) for key in ("n_threads", "n_lost", "n_events", "capacity")]
-        unpack = zlib.decompressobj()
-        raw = unpack.decompress(packed, max(1, counts[2] * EVENT_BYTES)) if separator else b""
-    except (ValueError, KeyError, TypeError, zlib.error):
-        raise ValueError("the timeline is damaged") from None
-    if min(counts) < 0 or len(raw) != counts[2] * EVENT_BYTES or not unpack.eof:
+        counts = {key: int(head[key]) for key in ("n_threads", "n_lost", "n_events", "capacity")}
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
+        raise ValueError("the timeline is damaged: its second line is not its head") from None
+    # A ring for each thread, and one for storage.
+    rings = min(counts["n_threads"], MAX_THREADS) + 1
+    limits = {"n_threads": MAX_THREADS, "n_lost": MAX_LOST, "capacity": EVENTS, "n_events": rings * EVENTS}
+    for key, most in limits.items():
+        if not 0 <= counts[key] <= most:
+            raise ValueError("the timeline is damaged: its %s must be 0 to %d" % (key, most))
+    size = counts["n_events"] * EVENT_BYTES
+    if size > _MAX_RATIO * len(packed) + (1 << 20):
+        raise ValueError("the timeline is damaged: %d bytes cannot hold its events" % len(packed))
+    unpack = zlib.decompressobj()
+    try:
+        raw = unpack.decompress(packed, max(1, size)) if separator else b""
+    except zlib.error:
+        raise ValueError("the timeline is damaged: its events cannot be unpacked") from None
+    if len(raw) != size or not unpack.eof:
         raise ValueError("the timeline is damaged: it has other events than it says")
+    head.update(counts)
     return TimelineFile(head, raw)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from stbench.agent import external
@@ -91,14 +91,23 @@ def _settled(device: Device, name: str, entry: EngineEntry) -> EngineEntry:
 
 
 def _there(device: Device, name: str, entry: EngineEntry | None) -> EngineEntry:
-    """A board's program, by its absolute path there; only the board knows whether it is there."""
+    """A board's program, by its path there, absolute or from the home directory there (:func:`at_home`); only
+    the board knows whether it is there."""
     assert entry is not None
-    if not entry.program.command[0].startswith("/"):
+    if not entry.program.command[0].startswith(("/", "~/")):
         key = "path" if name == LLAMA_BENCH else "command"
         raise InventoryError(
-            [f"devices.yaml: engines.{name}.{key}: {device.name} needs the program's absolute path there"]
+            [f"devices.yaml: engines.{name}.{key}: {device.name} needs the program's absolute path there"],
+            hint="such as /opt/bin/program, or ~/program for one in the home directory there",
         )
     return entry
+
+
+def at_home(found: TargetProgram, path_there: Callable[[str], str]) -> TargetProgram:
+    """The program with the full path of its command. ``path_there``: what a path is on its device, where
+    ``~/`` is another directory than here."""
+    first, *rest = found.program.command
+    return replace(found, program=replace(found.program, command=[path_there(first), *rest]))
 
 
 def _built_llama_bench(device: Device) -> str:

@@ -88,7 +88,7 @@ def check_usable(record: RunRecord) -> None:
     if record.program is None and verdict != "ok":
         raise CaseFailed(
             f"{record.label}: its output is {verdict}, and only a run whose output is right counts",
-            hint=f"mend what the notes above say of its reference; {_GO_ON} and --retry-failed",
+            hint="mend what the notes above say of its reference; then take another --campaign",
         )
 
 

@@ -34,6 +34,9 @@ _HOT_TAKES = 0.8
 
 MAX_IMPORT_BYTES = 2 << 30
 
+# Indices that are compared at once: a few MiB.
+_REUSE_VALUES = 1 << 20
+
 
 def load(path: Path) -> Routing:
     """Reads a trace. Raises :class:`InputError`."""
@@ -315,7 +318,7 @@ def describe(trace: Routing) -> Description:
         rate_histogram=[int(n) for n in histogram],
         below_cold=float((rates < COLD_RATE).mean()),
         in_hot=float(((rates >= HOT_RATES[0]) & (rates <= HOT_RATES[1])).mean()),
-        reuse_previous=_reuse(experts, trace.n_expert),
+        reuse_previous=_reuse(experts),
         reuse_expected=float((rates**2).sum() / (n_layer * used)),
     )
 
@@ -326,13 +329,16 @@ def experts_array(trace: Routing) -> np.ndarray[Any, np.dtype[np.uint16]]:
     return flat.reshape(trace.n_tokens, trace.n_layer, trace.n_expert_used)
 
 
-def _reuse(experts: np.ndarray[Any, np.dtype[np.uint16]], n_expert: int) -> float:
+def _reuse(experts: np.ndarray[Any, np.dtype[np.uint16]]) -> float:
     n_tokens, n_layer, used = experts.shape
     if n_tokens < 2:
         return 0.0
     found = 0
-    for layer in range(n_layer):
-        uses = np.zeros((n_tokens, n_expert), dtype=bool)
-        np.put_along_axis(uses, experts[:, layer].astype(np.int64), True, axis=1)
-        found += int((uses[1:] & uses[:-1]).sum())
+    at_once = max(_REUSE_VALUES // (n_layer * used), 1)
+    for begin in range(0, n_tokens - 1, at_once):
+        end = min(begin + at_once, n_tokens - 1)
+        # A set names nobody twice: who stands there twice is in both.
+        both = np.concatenate([experts[begin:end], experts[begin + 1 : end + 1]], axis=2)
+        both.sort(axis=2)
+        found += int((both[..., 1:] == both[..., :-1]).sum())
     return found / float((n_tokens - 1) * n_layer * used)

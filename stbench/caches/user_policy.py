@@ -11,7 +11,8 @@
             self.order.remove(victim)
             return victim
 
-``__init__`` may take no argument. The code runs in this process, with all rights: it is the user's own.
+``__init__`` may take no argument, and the class may extend a built-in one such as OrderedDict. The code runs
+in this process, with all rights: it is the user's own.
 """
 
 from __future__ import annotations
@@ -96,10 +97,17 @@ def _called(path: Path, what: str, call: Callable[[], Any]) -> Any:
 def _run(path: Path, kind: type, trace: Routing, capacity: int, warmup: int) -> Outcome:
     shape = Shape(trace.n_layer, trace.n_expert, trace.n_expert_used, capacity)
     begin = time.monotonic()
-    takes_shape = "__init__" in {name for each in kind.__mro__[:-1] for name in vars(each)}
-    takes_shape = takes_shape and len(inspect.signature(kind).parameters) > 0
-    policy = _called(path, f"{kind.__name__}()", lambda: kind(shape) if takes_shape else kind())
+    policy = _called(path, f"{kind.__name__}()", lambda: kind(shape) if _takes_shape(kind) else kind())
     return _Loop(path, kind.__name__, policy, trace, capacity).run(warmup, begin)
+
+
+def _takes_shape(kind: Any) -> bool:
+    """Whether its ``__init__`` has a parameter beside self. One of Python itself (of dict, of UserDict) is
+    not the user's and takes something else."""
+    init = kind.__init__
+    if not inspect.isfunction(init) or (init.__module__ or "").partition(".")[0] in sys.stdlib_module_names:
+        return False
+    return len(inspect.signature(init).parameters) > 1
 
 
 class _Loop:

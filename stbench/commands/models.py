@@ -28,7 +28,13 @@ def register(subparsers: Subparsers) -> None:
         "action", nargs="?", choices=("list", "make", "bundle"), default="list", help="what to do (list)"
     )
     parser.add_argument("name", nargs="?", help="with make: which model; with bundle: also a GGUF file")
-    parser.add_argument("-o", "--output", type=Path, metavar="PATH", help="where to write it (the cache)")
+    parser.add_argument(
+        "-o",
+        "--output",
+        type=Path,
+        metavar="PATH",
+        help="the file to write, or the directory to put it into (the cache)",
+    )
     parser.add_argument("--seed", type=int, metavar="N", help="with make: other weights of the same kind")
     parser.add_argument(
         "--sparse-ffn",
@@ -156,6 +162,8 @@ def _make(args: argparse.Namespace) -> int:
     agent = Agent("local", connector, deploy(connector, find_library(args.library)))
     default = Path(connector.models_dir) / file_name(entry.name, spec)
     path = (args.output or default).expanduser().absolute()
+    if path.is_dir():
+        path = path / default.name
     free_space_for(agent, entry.name, str(path), entry.sizes.weight_bytes)
     with Live(stderr_console(quiet=args.quiet)) as live:
         made = agent.make(

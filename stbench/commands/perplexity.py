@@ -60,8 +60,9 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         print_json({**asdict(found), "synthetic": synthetic})
         return 0
+    error = "" if found.standard_error is None else f" +- {found.standard_error:.4f}"
     print(
-        f"perplexity {found.value:.4f} +- {found.standard_error:.4f}"
+        f"perplexity {found.value:.4f}{error}"
         f" ({found.scored} tokens of {found.chunks} chunks of {found.context})"
     )
     if synthetic:

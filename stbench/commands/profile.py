@@ -26,6 +26,11 @@ stbench profile results/desk/timelines/x.timeline --trace out.json
 
 _GEN = "16"
 _CHART_TOKENS = 2
+_ONE_RUN = "makes one run"
+_REFUSED = {
+    **dict.fromkeys(("models", "preset"), "takes one model, named first"),
+    **dict.fromkeys(("replicates", "max_reruns", "max_time", "max_failures"), _ONE_RUN),
+}
 
 
 def register(subparsers: Subparsers) -> None:
@@ -70,6 +75,7 @@ def run(args: argparse.Namespace) -> int:
     if not args.model.endswith(SUFFIX):
         path, record = _measured(args)
     else:
+        _refuse_axes(args)
         record = _record_of(path)
     timeline = profile.load(path)
     found = profile.tokens(timeline)
@@ -85,6 +91,19 @@ def run(args: argparse.Namespace) -> int:
         _write(args.chart, _chart(args, timeline, found))
         log.print(f"wrote {args.chart}", markup=False, soft_wrap=True)
     return EXIT_OK
+
+
+def _refuse_axes(args: argparse.Namespace) -> None:
+    """A timeline that is there was measured by what it was measured by."""
+    from stbench.commands._sweep_options import typed_axes
+    from stbench.errors import UsageError
+    from stbench.sweeps.sweep import option
+
+    if typed := typed_axes(args):
+        raise UsageError(
+            f"{option(next(iter(typed)))} does not fit: {args.model} is measured already",
+            hint="name a model in its place to measure another case",
+        )
 
 
 def _measured(args: argparse.Namespace) -> tuple[Path, RunRecord]:
@@ -127,12 +146,12 @@ def _measured(args: argparse.Namespace) -> tuple[Path, RunRecord]:
 def _sweep(args: argparse.Namespace) -> Sweep:
     from stbench.commands._sweep_options import sweep_of, typed_axes
     from stbench.errors import UsageError
-    from stbench.sweeps.sweep import WORKLOADS
+    from stbench.sweeps.sweep import WORKLOADS, option
 
     typed = typed_axes(args)
-    for key in ("models", "preset"):
+    for key, why in _REFUSED.items():
         if key in typed:
-            raise UsageError(f"--{key} does not fit: profile takes one model, named first")
+            raise UsageError(f"{option(key)} does not fit: profile {why}")
     args.axis_models = args.model
     args.axis_replicates, args.axis_max_reruns = 1, 0
     if not typed.keys() & set(WORKLOADS):

@@ -51,6 +51,8 @@ def run(args: argparse.Namespace) -> int:
 
     if args.n < 2 or args.k < 1:
         raise UsageError(f"-n {args.n} -k {args.k}: expected at least 2 steps and a top list of at least 1")
+    if args.seed < 0:
+        raise UsageError(f"--seed: expected 0 or more, got {args.seed}")
     library = native.open_library(args.library)
     keys = native.metadata(library, args.model)
     if args.file is not None:

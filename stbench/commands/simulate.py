@@ -113,7 +113,7 @@ def run(args: argparse.Namespace) -> int:
         digests = measured_caches.same_choices(records, args.campaign, args.trace)
         spec = spec or next((record.model.synthetic for record, _ in runs), None)
     bytes_of_unit = _unit_bytes(args, spec, [record for record, _ in runs])
-    machine, source = _machine(args, spec, runs)
+    machine, source = _machine(args, spec, runs, bytes_of_unit)
     library = native.open_library(args.library)
     clock = _clock(args, replayed, bytes_of_unit, machine, runs)
     simulators = _simulators(args, library, clock)
@@ -187,7 +187,9 @@ def _unit_bytes(args: argparse.Namespace, spec: SynthSpec | None, records: list[
     return simulate.unit_bytes(spec) if spec is not None else None
 
 
-def _machine(args: argparse.Namespace, spec: SynthSpec | None, runs: list[Any]) -> tuple[Machine | None, str]:
+def _machine(
+    args: argparse.Namespace, spec: SynthSpec | None, runs: list[Any], bytes_of_unit: int | None
+) -> tuple[Machine | None, str]:
     """The rates, and where they are from in words."""
     from stbench.caches import clock, measured_caches
     from stbench.errors import UsageError
@@ -202,6 +204,12 @@ def _machine(args: argparse.Namespace, spec: SynthSpec | None, runs: list[Any]) 
         raise UsageError(
             "tokens/s need both --storage-rate and --compute-rate",
             hint="or --from RESULTS, for measured ones",
+        )
+    if bytes_of_unit is None:
+        raise UsageError(
+            "tokens/s depend on the size of an expert, which is not known: the trace names no model of the "
+            "catalogue",
+            hint="--model NAME or --unit-bytes N",
         )
     storage, compute, source = args.storage_rate, args.compute_rate, "as given"
     latency_s, pieces = 0.0, clock.PIECES_AT_ONCE["io_uring"]
@@ -233,6 +241,11 @@ def _clock(
     if right is not None and not 0 <= right <= 1:
         raise UsageError(f"--guess-right {right}: expected a share, 0 to 1")
     if args.prefetch == "exact":
+        if right is not None:
+            raise UsageError(
+                f"--guess-right {right}: --prefetch exact guesses nothing",
+                hint="--prefetch next-layer, next-2 or next-4; or leave --guess-right away",
+            )
         return None
     if machine is None or bytes_of_unit is None:
         raise UsageError(

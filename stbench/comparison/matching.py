@@ -161,12 +161,17 @@ def _value(value: Any) -> str:
     return text[:12] if len(text) == 64 and text.isalnum() else clean(text, 60) or "none"
 
 
+def mixed(rows: pd.DataFrame) -> str:
+    """Of rows of one case: of which builds they are, as "library is X and Y"; "" where it is one build."""
+    return "".join(unlike(rows[rows["usable"]], [_BUILD]))
+
+
 def pairing(a: pd.DataFrame, b: pd.DataFrame) -> list[tuple[int, int]] | None:
     """Index labels of replicates that ran next to each other; None where the samples were taken apart. Raises
     :class:`InputError` where a group is of several builds, and thus no sample of one."""
     for rows in (a, b):
-        if mixed := unlike(rows[rows["usable"]], [_BUILD]):
-            raise InputError(f"{_label(rows)}: {mixed[0]}: no sample of one build", hint=ONE_BUILD)
+        if builds := mixed(rows):
+            raise InputError(f"{_label(rows)}: {builds}: no sample of one build", hint=ONE_BUILD)
     if (
         a["campaign"].nunique() == b["campaign"].nunique() == 1
         and a["campaign"].iloc[0] == b["campaign"].iloc[0]

@@ -21,7 +21,7 @@ import pandas as pd
 
 from stbench.comparison import bandwidth
 from stbench.comparison.compare import Comparison, Prepared, every_pair, judge, prepare
-from stbench.comparison.matching import METRICS, pairing
+from stbench.comparison.matching import METRICS, ONE_BUILD, mixed, pairing
 from stbench.comparison.verdict_table import method_notes, n_text, ratio_text
 from stbench.errors import InputError
 from stbench.models.catalogue import STANDARD_SUFFIX
@@ -104,7 +104,8 @@ def engine_ratios(
     """Ratios ``ours`` / ``others`` of every model, workload and thread count that both measured.
 
     ``metrics`` None: decode where tokens are generated, prefill where a prompt alone is evaluated. Raises
-    :class:`InputError` where an engine is missing or rows are unlike.
+    :class:`InputError` where an engine is missing or rows are unlike. A case of several builds has no ratio,
+    and a note.
     """
     models = [_model(row) for _, row in side.frame.iterrows()]
     frame = side.frame.assign(model=models, pair=[name.removesuffix(STANDARD_SUFFIX) for name in models])
@@ -126,11 +127,16 @@ def engine_ratios(
             continue
         for _, rows in mine.groupby(["model", "switches", *LIMITED], sort=False):
             _check_alike(side.name, rows, theirs)
+            label = case_label(rows["label"].iloc[0])
+            builds = {others: mixed(theirs), ours: mixed(rows)}
+            if any(builds.values()):
+                which = " and ".join(f"{name}'s {found}" for name, found in builds.items() if found)
+                notes.append(f"{label}: no ratio: {which}: no sample of one build; {ONE_BUILD}")
+                continue
+            together = pairing(theirs, rows)
             wanted = metrics or (("decode_tps",) if rows["n_gen"].iloc[0] else ("prefill_tps",))
             for metric in wanted:
                 if rows["n_gen" if metric == "decode_tps" else "n_prompt"].iloc[0]:
-                    label = case_label(rows["label"].iloc[0])
-                    together = pairing(theirs, rows)
                     every = every_pair(label, theirs, rows, metric, together) if together else None
                     made = prepare(label, theirs, rows, metric, notes, together) or every
                     allowed = memory_allows(theirs, rows, together) if metric == "decode_tps" else None

@@ -34,11 +34,15 @@ def _cpus(value: Any) -> Any:
     if isinstance(value, str) and re.fullmatch(r"\d{1,4}(-\d{1,4})?(,\d{1,4}(-\d{1,4})?)*", value):
         cpus: list[int] = []
         for part in value.split(","):
-            first, _, last = part.partition("-")
-            cpus.extend(range(int(first), int(last or first) + 1))
-        if cpus and len(set(cpus)) == len(cpus):
-            return cpus
-    raise ValueError('CPU numbers, such as [4, 5, 6, 7] or "4-7"')
+            low, _, high = part.partition("-")
+            first, last = int(low), int(high or low)
+            if not first <= last < 4096:
+                break
+            cpus.extend(range(first, last + 1))
+        else:
+            if len(set(cpus)) == len(cpus):
+                return cpus
+    raise ValueError('CPU numbers from 0 to 4095, such as [4, 5, 6, 7] or "4-7"')
 
 
 def _host(value: Any) -> Any:

@@ -18,6 +18,8 @@ _LOGIN = re.compile(r"[^\s/@:,]+:[^\s/@,]+@")
 _LOGIN_KEYS = ("host", "user", "proxy_jump", "ssh_config")
 _PEM = "PRIVATE KEY-----"
 
+_NAMED = (("models",), ("engines",), ("check",))
+
 _SENTENCE = (
     "secrets do not belong in this file, which gets copied and mailed: take it out; passwords and "
     "passphrases come from ssh-agent or are asked for at a terminal"
@@ -38,8 +40,8 @@ def _without(document: yamlfile.Document, value: Any, path: yamlfile.Path) -> An
         return value
     kept = {}
     for key, inner in value.items():
-        # The names of devices, models and engines are names, whatever they say.
-        named = path in ((), ("devices",), ("engines",)) or path[-1:] in (("models",), ("engines",))
+        # The names of devices, models and engines are names, whatever they say; keys of `check` are metrics.
+        named = path in ((), ("devices",), ("engines",)) or path[-1:] in _NAMED
         if not named and (_called_like_one(key) or _looks_like_one(key, inner)):
             document.add((*path, key), _SENTENCE)
         else:

@@ -10,7 +10,10 @@ import dataclasses
 import fnmatch
 import io
 import json
+import lzma
+import struct
 import zipfile
+import zlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -24,20 +27,37 @@ from stbench.yamlfile import printable
 MAX_BYTES = 64 << 20
 MAX_FILES = 20000
 FILE_BYTES = 1 << 20
+# Of a path: Linux has none that is longer, and /sys none that is nearly as deep.
+NAME_CHARACTERS = 4096
+NAME_PARTS = 64
+
+# What zipfile raises for a damaged file, beside OSError and ValueError.
+_DAMAGED = (
+    zipfile.BadZipFile,
+    zlib.error,
+    lzma.LZMAError,
+    struct.error,
+    EOFError,
+    RuntimeError,
+    OverflowError,
+    MemoryError,
+)
 
 META, DENIED, FINDINGS = "capture.json", "DENIED", "findings.txt"
 
 
 class CapturedTree(Tree):
-    """Files in memory, behind the interface of a live tree. ``refused``: paths or patterns of them."""
+    """Files in memory, behind the interface of a live tree. ``refused``: paths or patterns of them. Paths
+    that no machine has, longer or deeper than one can be, are left out."""
 
     def __init__(self, files: Mapping[str, str], refused: Iterable[str] = ()) -> None:
         super().__init__(Path("captured"))
-        self._files = files
+        self._files = {path: text for path, text in files.items() if _can_be(path)}
+        refused = [path for path in refused if _can_be(path)]
         self._refused = {path for path in refused if "*" not in path}
         self._patterns = [path for path in refused if "*" in path]
         self._folders: dict[str, set[str]] = {}
-        for path in [*files, *self._refused]:
+        for path in [*self._files, *self._refused]:
             parts = path.split("/")
             for n, part in enumerate(parts):
                 self._folders.setdefault("/".join(parts[:n]), set()).add(part)
@@ -65,6 +85,10 @@ class CapturedTree(Tree):
         return "/".join(parts)
 
 
+def _can_be(path: str) -> bool:
+    return len(path) <= NAME_CHARACTERS and path.count("/") < NAME_PARTS
+
+
 @dataclasses.dataclass(frozen=True)
 class Meta:
     """``capture.json``: a :class:`Capture` without its files, and what was known from outside."""
@@ -82,8 +106,9 @@ def read(path: Path) -> dict[str, Meta]:
     """Label -> machine, of a captured tree, a folder of them or a bundle. Raises :class:`InputError`."""
     try:
         entries = _of_zip(path) if path.is_file() else _of_folder(path)
-    except (OSError, zipfile.BadZipFile, RuntimeError, ValueError) as error:
+    except (OSError, ValueError, *_DAMAGED) as error:
         why = (error.strerror if isinstance(error, OSError) else None) or printable(str(error))[:200]
+        why = why or "the file is damaged"
         raise InputError(
             f"{path}: cannot be read: {why}",
             hint="--tree takes what `stbench devices doctor --bundle FILE.zip` wrote, packed or unpacked",

@@ -46,24 +46,45 @@ _SECRETS = re.compile(
     r"|\beyJ[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_.-]+"
     r"|-----BEGIN [A-Z ]*PRIVATE KEY-----[\s\S]*?(?:-----END [A-Z ]*-----|$)"
 )
-_SECRET_NAME = (
-    r"(?:password|passwd|passphrase|secret|token|credentials?|api[_-]?key|access[_-]?key|auth[_-]?key"
-    r"|private[_-]?key)"
+# Whatever has such a name is secret.
+_SURE = (
+    r"(?:password|passwd|passphrase|secret|credentials?"
+    r"|(?:api|access|auth|private|secret|ssh|signing|encryption|license|master|deploy)[_-]?key)"
 )
-_NAMED_SECRETS = re.compile(rf"({_SECRET_NAME}[\"']?\s*[=:]\s*)(\S+)", re.IGNORECASE)
+_SURE_NAME = re.compile(rf"[\w-]*{_SURE}", re.IGNORECASE)
+# Tokens of models, and switches that turn something off.
+_NO_SECRET_NAME = re.compile(
+    r"(?:[\w-]*[_-])?(?:bos|eos|eot|eom|pad|unk|sep|cls|mask|stop|max|min|per|first|last|next)[\s_-]+token"
+    r"|no[_-].*",
+    re.IGNORECASE,
+)
+# What a value is that only looks like one of a token or key: numbers with a unit, and special tokens.
+_NO_SECRET = re.compile(
+    r"[+-]?\d[\d.,_]*(?:e[+-]?\d+)? ?(?:[nuµm]?s|%|x|[kMG]i?B?|tok(?:ens)?/s)?"
+    r"|</?[^<>]*>|(?-i:\[[A-Z_]+\])|\S{0,2}",
+    re.IGNORECASE,
+)
+# A value: a quoted one whole, also where its end was cut off.
+_VALUE = r"""(?P<value>"(?:\\.|[^"\\])*(?:"|$)|'[^']*(?:'|$)|\S+)"""
+_NAMED_SECRETS = re.compile(
+    rf"(?<![\w-])(?P<name>(?:(?:per|first|last|next)\s+)?[\w-]*?(?:{_SURE}|token))(?P<between>[\"']?\s*[=:]\s*)"
+    + _VALUE,
+    re.IGNORECASE,
+)
 # A header's value has words of its own before the secret; what Digest sends has several behind it.
 _SCHEME = "(?:bearer|basic|negotiate|apikey|token)"
 _HEADERS = re.compile(
-    rf"(authorization[\"']?\s*[=:]\s*[\"']?)(?:digest\s.*|(?:{_SCHEME}\s+)?[^\s\"']+)|(\bbearer\s+)[^\s\"']+",
+    rf"(authorization[\"']?\s*[=:]\s*[\"']?)(?:digest\s.*|(?:{_SCHEME}\s+)?[^\s\"']+)",
     re.IGNORECASE,
 )
+_BEARERS = re.compile(r"(\bbearer\s+)([^\s\"']+)", re.IGNORECASE)
 # An option whose value is the next word: of the same text, or of a list of words.
-_OPTION = rf"--?(?:[\w-]*{_SECRET_NAME}|(?:[\w-]*[_-])?(?:key|auth))"
-_OPTION_SECRETS = re.compile(rf"((?<![\w-]){_OPTION}(?:\s+|=))([^\s-]\S*)", re.IGNORECASE)
-_NEXT_IS_SECRET = re.compile(
-    rf"{_OPTION}|(?:[\w-]*{_SECRET_NAME}|(?:proxy-)?authorization)[=:]|bearer|basic", re.IGNORECASE
-)
-_SECRET_KEY = re.compile(rf"[\w-]*{_SECRET_NAME}|(?:proxy-)?authorization", re.IGNORECASE)
+_OPTION = rf"--?(?P<name>[\w-]*(?:{_SURE}|token)|(?:[\w-]*[_-])?(?:key|auth))"
+_OPTION_SECRETS = re.compile(rf"(?<![\w-]){_OPTION}(?P<between>\s+(?!-)|=){_VALUE}", re.IGNORECASE)
+_NEXT_IS_NAMED = re.compile(rf"{_OPTION}|(?P<other>[\w-]*(?:{_SURE}|token))[=:]", re.IGNORECASE)
+_NEXT_IS_SECRET = re.compile(rf"(?:proxy-)?authorization[=:]\s*{_SCHEME}?", re.IGNORECASE)
+_NEXT_MAY_BE_SECRET = re.compile(r"bearer|basic", re.IGNORECASE)
+_SECRET_KEY = re.compile(rf"[\w-]*(?:{_SURE}|token)|(?:proxy-)?authorization", re.IGNORECASE)
 _URL = re.compile(r"\b[a-z][a-z0-9+.-]{1,15}://[^\s\"']+", re.IGNORECASE)
 
 # Directories that are the same everywhere.
@@ -113,16 +134,21 @@ class _Replacer:
             clean["program"]["environment"] = dict.fromkeys(clean["program"]["environment"], "removed")
         return clean
 
-    def _value(self, key: str, value: Any) -> Any:
+    def _value(self, key: str, value: Any, within: str = "") -> Any:
+        """``within``: the nearest key above that names something secret, whose parts are secret, too."""
+        within = key if _SECRET_KEY.fullmatch(key) and not _SURE_NAME.fullmatch(within) else within
         if isinstance(value, dict):
-            return {self._text(str(name)): self._value(str(name), inner) for name, inner in value.items()}
+            return {
+                self._text(str(name)): self._value(str(name), inner, within) for name, inner in value.items()
+            }
         if isinstance(value, list):
-            before = ["", *value]
+            before = ["", "", *value]
             return [
-                "removed" if _is_secret(word, inner) else self._value(key, inner)
-                for word, inner in zip(before, value, strict=False)
+                "removed" if _is_secret(first, word, inner) else self._value(key, inner, within)
+                for first, word, inner in zip(before, before[1:], value, strict=False)
             ]
-        if isinstance(value, str) and value and _SECRET_KEY.fullmatch(key):
+        said = isinstance(value, (str, int, float)) and not isinstance(value, bool) and str(value)
+        if said and within and _reveals(within, said):
             return "removed"
         if isinstance(value, str):
             kept = key in _CLOSED or (key in _DIGESTS and _HEXADECIMAL.fullmatch(value))
@@ -137,9 +163,10 @@ class _Replacer:
 
     def _without(self, text: str) -> str:
         text = _SECRETS.sub("removed", text)
-        text = _HEADERS.sub(lambda hit: f"{hit[1] or hit[2]}removed", text)
-        text = _NAMED_SECRETS.sub(r"\1removed", text)
-        text = _OPTION_SECRETS.sub(r"\1removed", text)
+        text = _HEADERS.sub(r"\1removed", text)
+        text = _BEARERS.sub(lambda hit: f"{hit[1]}removed" if _is_credential(hit[2]) else hit[0], text)
+        text = _OPTION_SECRETS.sub(_without_value, text)
+        text = _NAMED_SECRETS.sub(_without_value, text)
         text = _URL.sub("url", text)
         for folder, name in self._paths.items():
             text = text.replace(f"{folder}/", f"/{name}/")
@@ -150,10 +177,41 @@ class _Replacer:
         return "".join(part if i % 2 else self._anonymous.text(part) for i, part in enumerate(parts))
 
 
-def _is_secret(before: Any, word: Any) -> bool:
-    """Whether a word of a list is what the word before it announces."""
-    texts = isinstance(before, str) and isinstance(word, str)
-    return texts and _NEXT_IS_SECRET.fullmatch(before.strip()) is not None
+def _is_secret(first: Any, before: Any, word: Any) -> bool:
+    """Whether a word of a list is what the two words before it announce."""
+    if not isinstance(before, str) or not isinstance(word, str) or word.startswith("-"):
+        return False
+    before = before.strip()
+    if named := _NEXT_IS_NAMED.fullmatch(before):
+        return _reveals(named["name"] or named["other"], word)
+    if _NEXT_MAY_BE_SECRET.fullmatch(before):
+        header = isinstance(first, str) and _NEXT_IS_SECRET.fullmatch(first.strip()) is not None
+        return header or _is_credential(word)
+    return _NEXT_IS_SECRET.fullmatch(before) is not None
+
+
+def _reveals(name: str, value: str) -> bool:
+    """Whether a value by this name, one of those that the patterns above know, is to be taken out."""
+    if _NO_SECRET_NAME.fullmatch(name):
+        return False
+    if _SURE_NAME.fullmatch(name):
+        return True
+    if name.lower().endswith("key") and name.lower() != "key":
+        return _is_credential(value)
+    return not _NO_SECRET.fullmatch(value.strip("\"',;{}() "))
+
+
+def _is_credential(word: str) -> bool:
+    """Whether it looks like a key, rather than like words: a digit or symbol among 8 characters or more."""
+    word = word.strip("\"'.,;:!?(){}")
+    return len(word) >= 8 and not re.fullmatch(r"[^\W\d_]+(?:[_-][^\W\d_]+)*", word)
+
+
+def _without_value(hit: re.Match[str]) -> str:
+    kept = hit[0][: hit.start("value") - hit.start()]
+    if _reveals(hit["name"], hit["value"]):
+        return f"{kept}removed"
+    return kept + _NAMED_SECRETS.sub(_without_value, hit["value"])
 
 
 def _as_word(word: str) -> re.Pattern[str]:

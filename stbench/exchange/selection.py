@@ -44,7 +44,8 @@ class Run:
 class Case:
     """The replicates that count of one case on one device, in the order in which they began. ``differs``:
     where others have its label, which columns tell them apart, each with its value in short. ``name``: the
-    label with these; formats with one number per name would take several cases for one."""
+    label with these, for formats with one number per name, which would take several cases for one. It changes
+    with what else is exported, so a note says where it is more than the label."""
 
     label: str
     device: str
@@ -108,7 +109,16 @@ def select(records: Iterable[RunRecord]) -> Selection:
         notes.append(f"{wrong} cases computed wrong output and have no number")
     if disturbed:
         notes.append(f"{disturbed} disturbed runs are left out, as in the tables")
-    return Selection(runs, _named(cases), tuple(notes))
+    named = _named(cases)
+    renamed = [case for case in named if case.differs]
+    if renamed:
+        columns = dict.fromkeys(name for case in renamed for name, _ in case.differs)
+        notes.append(
+            f"{len(renamed)} cases share their label with others: names in this export say what tells them "
+            f"apart ({', '.join(columns)}), and change with what is exported together; for a dashboard, "
+            "which keeps numbers by name, export one campaign of one build at a time"
+        )
+    return Selection(runs, named, tuple(notes))
 
 
 def _named(cases: Sequence[tuple[tuple[Any, ...], Case]]) -> tuple[Case, ...]:

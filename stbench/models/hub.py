@@ -45,6 +45,17 @@ def problem_of(text: str) -> str:
     return ""
 
 
+def file_name(reference: str) -> str:
+    """What the file of a reference is called, with its revision where one is named: two revisions are two
+    models. The reference itself where it is none."""
+    found = _REFERENCE.fullmatch(reference)
+    if found is None:
+        return reference
+    name = found["file"].rsplit("/", 1)[-1]
+    revision = (found["revision"] or "").replace("/", "-")
+    return f"{name.removesuffix('.gguf')}-{revision}.gguf" if revision else name
+
+
 def fetch(reference: str, on_bytes: OnBytes) -> Path:
     """The file of a reference on this machine, with the digest that the hub has for it. An interrupted fetch
     goes on where it stopped; without a network, a file that was fetched before is taken.
@@ -57,7 +68,7 @@ def fetch(reference: str, on_bytes: OnBytes) -> Path:
     wanted = _Wanted(reference, found["repo"], found["file"], found["revision"] or "main")
     try:
         from huggingface_hub import get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
-        from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]
+        from huggingface_hub.errors import HTTPError, OfflineModeIsEnabled  # type: ignore[attr-defined]
     except ModuleNotFoundError as error:
         raise MissingExtra(
             f"{reference} needs the Python package {error.name!r}, which is not installed",
@@ -67,7 +78,7 @@ def fetch(reference: str, on_bytes: OnBytes) -> Path:
         url = hf_hub_url(wanted.repo, wanted.file, revision=wanted.revision)
         with _explained(wanted):
             facts = get_hf_file_metadata(url)
-    except HTTPError as error:
+    except (HTTPError, OfflineModeIsEnabled) as error:
         if (kept := wanted.kept()) is not None:
             return kept
         raise _unreachable(wanted, error) from error
@@ -84,7 +95,7 @@ def fetch(reference: str, on_bytes: OnBytes) -> Path:
                 try:
                     with _explained(wanted):
                         _download(wanted, facts.location, url, path, size, on_bytes)
-                except HTTPError as error:
+                except (HTTPError, OfflineModeIsEnabled) as error:
                     raise _unreachable(wanted, error) from error
                 _verify(wanted, path, promised, on_bytes)
     wanted.keep(path)

@@ -96,6 +96,11 @@ def load(path: Path) -> Timeline:
     events = np.frombuffer(found.events, dtype=_DTYPE)
     if np.any(events["end"] < events["begin"]):
         raise InputError(f"{path}: the timeline is damaged: an event ends before it begins")
+    layers = events["layer"]
+    if np.any((layers >= timelines.MAX_LAYERS) & (layers != NONE)):
+        raise InputError(
+            f"{path}: the timeline is damaged: an event is of a layer above {timelines.MAX_LAYERS - 1}"
+        )
     order = np.argsort(events["begin"], kind="stable")
     head = found.head
     return Timeline(
@@ -225,12 +230,9 @@ def summarise(timeline: Timeline, found: list[Token]) -> Summary:
     inside = timeline.events[(timeline.events["begin"] >= begin) & (timeline.events["end"] <= end)]
     first = inside[(inside["thread"] == 0) & (inside["layer"] != NONE) & np.isin(inside["kind"], PHASES)]
     lengths = (first["end"] - first["begin"]).astype(np.int64)
-    layers: list[dict[int, float]] = []
-    for layer in range(int(first["layer"].max()) + 1 if len(first) else 0):
-        of_layer = first["layer"] == layer
-        layers.append(
-            {k: s / n for k in PHASES if (s := int(lengths[of_layer & (first["kind"] == k)].sum()))}
-        )
+    sums = np.zeros((int(first["layer"].max()) + 1 if len(first) else 0, max(PHASES) + 1), dtype=np.int64)
+    np.add.at(sums, (first["layer"], first["kind"]), lengths)
+    layers = [{k: s / n for k in PHASES if (s := int(row[k]))} for row in sums]
     top = sorted(
         ((kind, layer, ns) for layer, row in enumerate(layers) for kind, ns in row.items()),
         key=lambda item: -item[2],

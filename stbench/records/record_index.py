@@ -12,7 +12,7 @@ bound of storage, which line of a job counts) is computed after it, from columns
 stored beside the others.
 
 Processes may share an index. One at a time changes or replaces it, by a lock beside it; others read what is
-committed meanwhile.
+committed meanwhile, all columns of one state, and wait where that is half of a file.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from typing import Any
 import numpy as np
 
 from stbench.agent.wire import RunRecord
-from stbench.errors import InputError, unreadable
+from stbench.errors import InputError
 from stbench.paths import cache_dir
 from stbench.records import index_reading
 from stbench.records.columnar import Column, Damaged, assemble, encode
@@ -64,6 +64,9 @@ _JOINING = ("_keep", "_digest", "_offset", "_facts")
 # What the rows of several files that share a campaign are judged by again.
 _EVIDENCE = tuple(name for name in EVIDENCE if name not in _JOINING)
 
+# How often to wait for another process that stores more of a file just when it is about to be loaded.
+_LOADS = 10
+
 # What to do where the index itself cannot be used; `history` and `grid` have different options for it.
 _HINT = (
     "make room or wait; `stbench history --index FILE` keeps the index elsewhere, `stbench grid --no-index` "
@@ -85,6 +88,7 @@ class RecordIndex:
     def __init__(self, path: Path | None = None) -> None:
         self.path = path or cache_dir() / NAME
         self.notes: list[str] = []
+        self._opened: int | None = None
         self._database = self._open()
 
     def __enter__(self) -> RecordIndex:
@@ -127,7 +131,10 @@ class RecordIndex:
         return None
 
     def _connected(self) -> sqlite3.Connection:
+        # Looked up before: if another process replaces the file just now, the new one is not taken for ours.
+        opened = self._inode()
         database = sqlite3.connect(self.path, timeout=600, isolation_level=None)
+        self._opened = self._inode() if opened is None else opened
         try:
             database.execute("PRAGMA journal_mode = WAL")
             # A power cut may cost the newest chunks; they are read again.
@@ -153,36 +160,49 @@ class RecordIndex:
         """For the block, the only one that changes the index; ``waiting`` is called before a wait for
         another. The lock's file stays: who removed it would let two have it."""
         lock = self.path.with_name(self.path.name + ".lock")
-        try:
-            file = lock.open("a")
-        except OSError as error:
-            raise unreadable(lock, error) from error
-        with file:
+        with contextlib.ExitStack() as stack:
             try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                waiting()
-                fcntl.flock(file, fcntl.LOCK_EX)
+                file = stack.enter_context(lock.open("a"))
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    waiting()
+                    fcntl.flock(file, fcntl.LOCK_EX)
+            except OSError as error:
+                raise self._unusable(f"{lock.name}: {error.strerror or error}") from error
             yield
 
-    def _unusable(self, error: Exception) -> InputError:
-        return InputError(f"{self.path}: the index of records cannot be used: {error}", hint=_HINT)
+    def _unusable(self, why: Exception | str) -> InputError:
+        return InputError(f"{self.path}: the index of records cannot be used: {why}", hint=_HINT)
+
+    def _inode(self) -> int | None:
+        """Of the file that has the index's name now."""
+        try:
+            return self.path.stat().st_ino
+        except OSError:
+            return None
 
     def _remove(self) -> None:
         for suffix in ("", "-wal", "-shm"):
             self.path.with_name(self.path.name + suffix).unlink(missing_ok=True)
 
     def _begin_anew(self, error: Exception) -> None:
-        self.notes.append(f"{self.path} is damaged ({error}); made anew")
-        self._database.close()
         with self._alone():
-            self._remove()
-            self._database = self._made()
+            # Compared before it is closed: until then no other file gets its number.
+            ours = self._inode() == self._opened
+            self._database.close()
+            if ours:
+                self.notes.append(f"{self.path} is damaged ({error}); made anew")
+                self._remove()
+                self._database = self._made()
+            else:
+                # Another process found the damage, too, and has made the index anew.
+                self._database = self._existing(spoilt=self._remove) or self._made()
 
     @contextlib.contextmanager
-    def transaction(self) -> Iterator[sqlite3.Connection]:
-        """All of it is written, or nothing."""
-        self._database.execute("BEGIN IMMEDIATE")
+    def transaction(self, kind: str = "IMMEDIATE") -> Iterator[sqlite3.Connection]:
+        """All of it is written, or nothing. ``kind`` "DEFERRED": what is read is of one state."""
+        self._database.execute(f"BEGIN {kind}")
         try:
             yield self._database
         except BaseException:
@@ -201,17 +221,23 @@ class RecordIndex:
         files: dict[Path, Path] = {}
         for path in map(records_path, paths):
             files.setdefault(path.resolve(), path)
-        for attempt in range(2):
+        failed = False
+        for _ in range(_LOADS):
             try:
                 self.refresh(list(files), progress)
-                return self._load(files)
+                with self.transaction("DEFERRED"):
+                    found = self._load(files)
             except (sqlite3.DatabaseError, Damaged) as error:
-                if attempt or not (_is_damage(error) or isinstance(error, sqlite3.IntegrityError)):
+                if failed or not (_is_damage(error) or isinstance(error, sqlite3.IntegrityError)):
                     raise self._unusable(error) from error
+                failed = True
                 # What somebody without our lock had stored first is no damage: reading goes on behind it.
                 if not isinstance(error, sqlite3.IntegrityError):
                     self._begin_anew(error)
-        raise AssertionError("the second attempt returns or raises")
+                continue
+            if found is not None:
+                return found
+        raise self._unusable("other processes change it all the time")
 
     def refresh(self, files: Sequence[Path], progress: Progress = lambda done, total: None) -> None:
         """Reads what is new in these files. Raises :class:`InputError`, :class:`sqlite3.DatabaseError`."""
@@ -248,11 +274,13 @@ class RecordIndex:
 
     # ---- rows -------------------------------------------------------------------------------------------
 
-    def _load(self, files: Mapping[Path, Path]) -> Gathered:
-        known = [
-            self._database.execute("SELECT id, told FROM files WHERE path = ?", (str(file),)).fetchone()
-            for file in files
-        ]
+    def _load(self, files: Mapping[Path, Path]) -> Gathered | None:
+        """To be called in a transaction. None where another process is about to store more of a file: what
+        its rows tell together is not computed yet. A file that grew since it was read is as it was then."""
+        query = "SELECT id, told FROM files WHERE path = ? AND whole"
+        known = [self._database.execute(query, (str(file),)).fetchone() for file in files]
+        if None in known:
+            return None
         said: list[str] = []
         for (_, told), shown in zip(known, files.values(), strict=True):
             said += Problems(json.loads(told)).sentences(shown)

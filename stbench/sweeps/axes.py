@@ -45,6 +45,8 @@ def parse_range(text: str, minimum: int = 0) -> list[int]:
 
 def _axis(value: Any, minimum: int) -> list[int]:
     items = value if isinstance(value, list) else [value]
+    if not items:
+        raise ValueError("at least one value")
     numbers: list[int] = []
     for item in items:
         if isinstance(item, str):
@@ -60,6 +62,8 @@ def _threads(value: Any) -> list[int]:
     """Thread counts; ``all``, as many as the device has CPUs, is 0, and ``auto`` is AUTO_THREADS."""
     items = value.split(",") if isinstance(value, str) else value if isinstance(value, list) else [value]
     words = [item.strip() if isinstance(item, str) else item for item in items]
+    if not words:
+        raise ValueError("at least one value")
     if words == ["auto"]:
         return [AUTO_THREADS]
     if "auto" in words:

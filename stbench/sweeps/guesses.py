@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from stbench.agent import search
-from stbench.agent.bracket import GATHER_SHARE, ONE_SHARE, STORAGE_SHARE, uses_storage
+from stbench.agent.bracket import CORE_SHARE, GATHER_SHARE, ONE_SHARE, STORAGE_SHARE, uses_storage
 from stbench.agent.wire import JobSpec
 from stbench.records.roofline import token_bytes
 from stbench.sweeps.sweep import ENGINE, FAKE
@@ -65,7 +65,9 @@ def guess_search_s(job: JobSpec, model: DeviceModel) -> float:
 def _guess_brackets_s(job: JobSpec) -> float:
     if not job.bracket_ms or job.engine == FAKE:
         return 0.0
-    share = 1 + GATHER_SHARE + (STORAGE_SHARE * (1 + ONE_SHARE) if uses_storage(job.settings) else 0.0)
+    share = 1 + GATHER_SHARE + CORE_SHARE
+    if uses_storage(job.settings):
+        share += STORAGE_SHARE * (1 + ONE_SHARE)
     return 2 * (GUESS_PROBE_S + share * job.bracket_ms / 1000)
 
 

@@ -26,7 +26,7 @@ COLD = "cold"
 STARTS = (COLD, "warm")
 
 _UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
-_SIZE = re.compile(r"(\d{1,6}(?:\.\d{1,3})?) ?([kmgt]?)(?:i?b)?", re.IGNORECASE)
+_SIZE = re.compile(r"(\d{1,15}(?:\.\d{1,3})?) ?([kmgt]?)(?:i?b)?", re.IGNORECASE)
 _SHARE = re.compile(r"(\d{1,3}(?:\.\d{1,2})?) ?%")
 # Less than an interpreter takes: certainly a slip of the unit.
 SMALLEST_LIMIT = 8 << 20

@@ -31,6 +31,7 @@ from stbench.sweeps.axes import AUTO_FFN
 from stbench.sweeps.guesses import GUESS_WRITE, guess_search_s, guess_seconds
 from stbench.sweeps.identity import job_id
 from stbench.sweeps.limited import too_large
+from stbench.sweeps.presets import PRESETS
 from stbench.sweeps.sweep import AUTO_THREADS, Case, Sweep, Traits, expand
 
 T = TypeVar("T")
@@ -253,13 +254,7 @@ def build_plan(sweep: Sweep, targets: Sequence[Target], campaign: str) -> Plan:
         if device_jobs:
             reruns[target.device.name] = _max_reruns(sweep, len(device_jobs))
     if not jobs:
-        raise SweepError(
-            [
-                "nothing is left to run"
-                + (f" after --filter {' '.join(sweep.filter)}" if sweep.filter else "")
-            ],
-            hint="`stbench plan` without --filter prints the labels",
-        )
+        raise _nothing_left(sweep)
     return Plan(
         campaign,
         sweep.preset,
@@ -276,6 +271,15 @@ def build_plan(sweep: Sweep, targets: Sequence[Target], campaign: str) -> Plan:
         schedule.boards_of(target.device for target in targets if target.device.name in reruns),
         bundles_to_make,
     )
+
+
+def _nothing_left(sweep: Sweep) -> SweepError:
+    said, hint = "", "`stbench plan` without --filter prints the labels"
+    if sweep.filter and list(sweep.filter) == PRESETS.get(sweep.preset, {}).get("filter"):
+        said, hint = f" of what preset {sweep.preset} is about", "--filter '*' takes all that the axes make"
+    elif sweep.filter:
+        said = f" after --filter {' '.join(sweep.filter)}"
+    return SweepError([f"nothing is left to run{said}"], hint=hint)
 
 
 def _max_reruns(sweep: Sweep, n_jobs: int) -> int:

@@ -20,7 +20,7 @@ from stbench.agent import describe as agent_describe
 from stbench.agent import model_file, sbr, wire
 from stbench.agent.wire import ModelRef, SynthSpec
 from stbench.builds.build import Library, library_for
-from stbench.builds.programs import TargetProgram, programs_of
+from stbench.builds.programs import TargetProgram, at_home, programs_of
 from stbench.campaigns.agentclient import Agent, OnBytes
 from stbench.campaigns.deploy import deploy
 from stbench.campaigns.disk import RESERVE_BYTES
@@ -236,6 +236,9 @@ def _target(
     for name in {name: None for program in programs.values() for name in program.models.values()}:
         if name not in found:
             found[name] = resolve(device, agent, name, library, on_bytes)
+    programs = {
+        name: at_home(program, lambda path: _path_there(agent, path)) for name, program in programs.items()
+    }
     deployed = agent.deployment
     return Target(device, agent.facts(), deployed.library, deployed.library_sha256, found, programs)
 
@@ -259,7 +262,9 @@ def bundle_path(agent: Agent, model: ModelRef, gathers: int) -> str:
 
 def label_name(name: str) -> str:
     """How a ``--models`` item is called in labels: a file by its name without ``.gguf``."""
-    return name if is_fake(name) or not catalogue.is_path(name) else catalogue.stem(name)
+    if is_fake(name) or not catalogue.is_path(name):
+        return name
+    return catalogue.stem(hub.file_name(name) if hub.is_reference(name) else name)
 
 
 def label_names(sweep: Sweep) -> tuple[list[str], Sweep]:

@@ -18,16 +18,17 @@ PUBLISHED_PROMPT_TOKENS = 39
 # layer of which 4 are used per token), and what is timed is the steady state.
 CACHE_WARMUP_TOKENS = 32
 
-# The same cases without a limit and a cache: the compute rate that a limited run is held against
-# (docs/limited-sweeps.md). Labels of others end in a limit's or a cache's unit before the workload.
-_UNLIMITED_PARTNERS = (
-    *("*:smallthinker-4b/sparse+lmhead/*[0-9]/pp*", "*:smallthinker-4b/sparse+lmhead/tauto/pp*"),
-    *("*:qwen3-1.7b/*[0-9]/pp*", "*:qwen3-1.7b/dense/tauto/pp*"),
-)
-_UNLIMITED_PARTNERS_21B = (
-    *("*:smallthinker-21b/sparse/*[0-9]/pp*", "*:smallthinker-21b/sparse/tauto/pp*"),
-    *("*:qwen3-30b-a3b/*[0-9]/pp*", "*:qwen3-30b-a3b/dense/tauto/pp*"),
-)
+
+def _unlimited(case: str) -> tuple[str, str]:
+    """Which labels of a case have neither limit nor cache: its compute rate, which limited runs are held
+    against (docs/limited-sweeps.md). Labels of others end in a limit's or a cache's unit before the
+    workload."""
+    return f"*:{case}/t*[0-9]/[pt][pg]*", f"*:{case}/tauto/[pt][pg]*"
+
+
+# Filters name no value of an axis but the switches, so that a preset is itself under another limit too.
+_UNLIMITED_PARTNERS = (*_unlimited("smallthinker-4b/sparse+lmhead"), *_unlimited("qwen3-1.7b/*"))
+_UNLIMITED_PARTNERS_21B = (*_unlimited("smallthinker-21b/sparse"), *_unlimited("qwen3-30b-a3b/*"))
 
 PRESETS: dict[str, dict[str, Any]] = {
     # The 4B table of the published page: its prompt's length, 256 tokens, a context of 4096 that is allocated
@@ -64,8 +65,8 @@ PRESETS: dict[str, dict[str, Any]] = {
         "memory_limit": ["1GiB", "none"],
         "cache": ["auto", "none"],
         "filter": [
-            *("*:smallthinker-4b/sparse+lmhead/*/mem1g/cacheauto/*", "*:qwen3-1.7b/*/mem1g/*"),
-            *("*/llama-bench/*/mem1g/*", *_UNLIMITED_PARTNERS),
+            *("*:smallthinker-4b/sparse+lmhead/*/mem*/cache*", "*:qwen3-1.7b/*/mem*"),
+            *("*/llama-bench/*/mem*", *_UNLIMITED_PARTNERS),
         ],
         "warmup": CACHE_WARMUP_TOKENS,
         "replicates": 6,
@@ -91,7 +92,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "memory_limit": ["8GiB", "none"],
         "cache": ["auto", "none"],
         "filter": [
-            *("*:smallthinker-21b/sparse/*/mem8g/cacheauto/*", "*:qwen3-30b-a3b/*/mem8g/cacheauto/*"),
+            *("*:smallthinker-21b/sparse/*/mem*/cache*", "*:qwen3-30b-a3b/*/mem*/cache*"),
             *_UNLIMITED_PARTNERS_21B,
         ],
         "warmup": CACHE_WARMUP_TOKENS,
@@ -108,7 +109,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "n_ctx": 4096,
         "memory_limit": ["1GiB", "none"],
         "cache": ["64MiB", "128MiB", "256MiB", "512MiB", "auto", "none"],
-        "filter": ["*/mem1g/cache*", *_UNLIMITED_PARTNERS[:2]],
+        "filter": ["*/mem*/cache*", *_UNLIMITED_PARTNERS[:2]],
         "record_routing": True,
         "warmup": CACHE_WARMUP_TOKENS,
         "replicates": 3,
@@ -135,7 +136,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "gen": [128],
         "filter": [
             *("*:standard/dense/*", "*:qwen3*/dense/*", "*/llama-bench/*"),
-            *("*:smallthinker-4b/sparse/*/tg128", "*:smallthinker-4b/sparse+lmhead/*/tg128"),
+            *(f"*:smallthinker-4b/sparse{both}/*{tg}*" for both in ("", "+lmhead") for tg in ("/tg", "+tg")),
         ],
         "replicates": 9,
     },

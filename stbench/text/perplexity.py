@@ -22,10 +22,11 @@ _SLICE = 64
 
 @dataclass(frozen=True)
 class Perplexity:
-    """``standard_error`` is of ``value``, from the spread over tokens as if they were independent."""
+    """``standard_error`` is of ``value``, from the spread over tokens as if they were independent; None of
+    a single token."""
 
     value: float
-    standard_error: float
+    standard_error: float | None
     chunks: int
     context: int
     scored: int
@@ -55,8 +56,8 @@ def negative_log_likelihoods(logits: native.Logits, following: Sequence[int]) ->
 def summarise(losses: NDArray[np.float64], chunks: int, context: int) -> Perplexity:
     """Perplexity from the -ln p of all scored tokens."""
     value = float(np.exp(losses.mean()))
-    error = float(losses.std(ddof=1) / np.sqrt(len(losses))) if len(losses) > 1 else float("inf")
-    return Perplexity(value, value * error, chunks, context, len(losses))
+    error = value * float(losses.std(ddof=1) / np.sqrt(len(losses))) if len(losses) > 1 else None
+    return Perplexity(value, error, chunks, context, len(losses))
 
 
 def measure(

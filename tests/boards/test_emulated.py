@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -44,6 +45,9 @@ def trust(controller: Controller, board: EmulatedBoard) -> None:
     with controller.known_hosts.open("a") as file:
         file.write(board.known_host + "\n")
 
+
+# Of docs/boards.md, what needs more disk than an emulated board has.
+TOO_LARGE = re.compile(r"stbench (plan|sweep) (--preset limited-4b .*|--device raspberry-pi-5)")
 
 # Jobs that were started and have no record yet.
 RUNNING = "for f in ~/.cache/stbench/spool/*.started; do [ -e ${f%started}record ] || echo $f; done"
@@ -87,11 +91,12 @@ def test_the_page_on_boards_can_be_followed_word_by_word(
     desk: Desk, controller: Controller, cortex_a76: EmulatedBoard
 ) -> None:
     """docs/boards.md from its first step to its last: each command as it stands there, a ``yes`` where a host
-    key is asked for, the board's user put in. Only the 4B table does not fit on this board's disk."""
+    key is asked for, the board's user put in. Only the 4B table and its limited rows do not fit on this
+    board's disk, so that there is no second campaign to show."""
     environment = {**os.environ, **settle_in(desk.directory, controller.home, cortex_a76)}
     said: dict[str, str] = {}
     for command in commands():
-        if command.line.startswith(SETTING_UP):
+        if command.line.startswith(SETTING_UP) or "results/pi-limited" in command.line:
             continue
         line = command.line.replace("pi@", f"{cortex_a76.user}@")
         if "results/NAME" in line:
@@ -111,7 +116,7 @@ def test_the_page_on_boards_can_be_followed_word_by_word(
             timeout=300,
         )
         said[command.line] = done.stdout
-        if command.line in ("stbench plan --device raspberry-pi-5", "stbench sweep --device raspberry-pi-5"):
+        if TOO_LARGE.fullmatch(command.line):
             assert (done.returncode, "GB are free" in done.stdout) == (2, True), f"{line}:\n{done.stdout}"
         else:
             assert done.returncode == 0, f"{line}:\n{done.stdout}"

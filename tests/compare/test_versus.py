@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import re
 from importlib import resources
 from typing import Any
 
@@ -97,14 +98,22 @@ def test_a_model_and_its_twin_are_never_one_row() -> None:
     assert found["smallthinker-4b:standard"].ratio == pytest.approx(2.0, rel=0.02)
 
 
-def test_two_builds_of_one_engine_are_no_sample() -> None:
-    """Each engine has a library of its own; two of ours under one label are refused."""
+def test_two_builds_of_one_engine_are_no_sample_and_take_no_other_case_along() -> None:
+    """Each engine has a library of its own; a case of two of ours under one label has a note, and the others
+    their ratios."""
     records = campaign()
     ours = [one for one in records if one.engine == "sbr" and one.model.name == "qwen3-0.6b"]
-    with pytest.raises(
-        InputError, match=r"qwen3-0\.6b.*library is abab.* and cdcd.*: no sample of one build"
-    ):
-        ratios([*records, *another_build(ours)])
+    found = ratios([*records, *another_build(ours)])
+    assert {row.model for row in found.rows} == {"smallthinker-4b"}
+    assert len(found.rows) == 2
+    (note,) = found.notes
+    assert re.match(
+        r"local:qwen3-0\.6b/\S+: no ratio: sbr's library is abab\S+ and cdcd\S+: no sample of one build; "
+        "give each build a campaign of its own",
+        note,
+    )
+    with pytest.raises(InputError, match=r"no case has speeds of both engines; local:qwen3.*no ratio"):
+        ratios([one for one in [*records, *another_build(ours)] if one.model.name == "qwen3-0.6b"])
 
 
 def test_neighbours_at_another_level_of_bandwidth_are_pairs_and_others_are_not() -> None:

@@ -137,6 +137,14 @@ def test_planted_secrets_are_gone_everywhere_and_one_host_has_one_name() -> None
         ["curl", "-H", "Authorization:", "Bearer", "Zq8sJk2LmN"],
         ["sh", "-c", "run --password Zq8sJk2LmN --threads 4"],
         ["sh", "-c", "curl -H 'authorization: basic Zq8sJk2LmN' x"],
+        ["curl", "-H", "Authorization: Bearer", "Zq8sJk2LmN"],
+        ["said", "bearer Zq8sJk2LmN"],
+        ["run", "--ssh-key", "Zq8sabc"],
+        ["said", "per token: password=Zq8sJk2LmN"],
+        ["run", "--password=-Zq8sJk2LmN"],
+        ["sh", "-c", "run --password 'my Zq8s words' --threads 4"],
+        ["sh", "-c", 'run --secret="my \\" Zq8s words" --threads 4'],
+        ["sh", "-c", "passphrase: 'my Zq8s words'"],
     ],
 )
 def test_a_secret_that_is_a_word_of_its_own_is_taken_out(command: list[str]) -> None:
@@ -155,7 +163,58 @@ def test_a_secret_that_is_a_word_of_its_own_is_taken_out(command: list[str]) -> 
     assert found.detail.endswith(" and ended")
 
 
-@pytest.mark.parametrize("text", ["3 tok/s per token 5", "--tokens 5 --n-gen 6", "monkey abc", "basic step"])
+def test_what_is_within_something_secret_is_secret() -> None:
+    held = {
+        "password": {"v": "abc", "more": ["def", {"w": "ghi"}], "pin": 7654321},
+        "token": {"value": "hushhush", "id": 5},
+        "model": {"eos_token": "</s>", "bos_token": "begin", "token": "<|im_end|>", "max_token": "64"},
+    }
+    (found,) = anonymised([replace(record(), versions=Versions("0.1.0", held, "ab" * 32))])
+    assert found.versions is not None
+    gone = "removed"
+    assert found.versions.runtime == {
+        "password": {"v": gone, "more": [gone, {"w": gone}], "pin": gone},
+        "token": {"value": gone, "id": 5},
+        "model": held["model"],
+    }
+
+
+def test_a_text_cut_off_within_a_quoted_secret_keeps_none_of_it() -> None:
+    (found,) = anonymised([replace(record(), detail="run --password 'my hush words and mo")])
+    assert found.detail == "run --password removed"
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--secret", "--next"],
+        ["--no-auth", "--threads", "4"],
+        ["--no-auth", "serve"],
+        ["--sort-key", "time"],
+        ["--sort-key", "decode_speed"],
+        ["--hot-key", "5"],
+        ["--max-token", "64"],
+        ["--token", "64"],
+        ["token:", "64"],
+        ["basic", "step"],
+        ["bearer", "of", "news"],
+    ],
+)
+def test_words_that_follow_no_secret_stay(words: list[str]) -> None:
+    one = replace(record(), program=Program("external", words, {}), detail=" ".join(words))
+    (found,) = anonymised([one])
+    assert found.program is not None
+    assert (found.program.command, found.detail) == (words, " ".join(words))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("3 tok/s per token 5", "--tokens 5 --n-gen 6", "monkey abc", "basic step"),
+        *("bearer of news", "bearer something-else", "per token: 4.2 ms", "per token: unknown"),
+        *("time to first token: 80ms", '{"eos_token":"</s>"}', '{"eos_token": "end", "n": 5}', "token: 4.2"),
+    ],
+)
 def test_what_only_sounds_like_a_secret_stays(text: str) -> None:
     (found,) = anonymised([replace(record(), detail=text)])
     assert found.detail == text

@@ -252,6 +252,21 @@ def test_what_no_label_tells_is_never_one_number(tmp_path: Path, kind: str, chan
     assert all(f"[{'isa_requested' if change == 'isa' else change} " in name for name in speeds), speeds
 
 
+@pytest.mark.parametrize("kind", ["github-action-benchmark", "bencher", "pytest-benchmark"])
+def test_names_that_depend_on_what_is_exported_together_are_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], kind: str
+) -> None:
+    """A service that keeps numbers by name would begin a new chart."""
+    both = _apart("campaign")
+    for records, said in ((both[:3], False), (both, True)):
+        folder = real.write(tmp_path / str(said), records)
+        assert cli.main(["export", str(folder), "--to", kind, "--out", str(tmp_path / "out")]) == 0
+        text = capsys.readouterr().err
+        assert ("2 cases share their label with others" in text) == said
+        assert ("apart (campaign)" in text and "export one campaign" in text) == said
+        assert ("[campaign" in (tmp_path / "out").read_text()) == said
+
+
 @pytest.mark.parametrize("change", ["library", "campaign", "routing", "isa", "n_ctx", "n_batch"])
 def test_llama_cpps_script_averages_no_two_settings_and_still_joins_builds(change: str) -> None:
     """It averages rows that are equal in all that is no result, and holds two commits against each other

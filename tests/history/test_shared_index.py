@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import fcntl
 import sqlite3
 import time
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from stbench.agent import wire
 from stbench.errors import InputError
 from stbench.records import index_reading, record_index
+from stbench.records.columnar import Column, Damaged
 from stbench.records.record_index import RecordIndex
 from tests.compare.records import case, noisy, write
 from tests.history.test_record_index import assert_equal, assert_same, from_records, gathered
@@ -72,6 +78,113 @@ def test_rows_that_are_there_already_are_no_damage(
         monkeypatch.setattr(record_index._Reading, "_known", taken)
         assert_equal(opened.gather([campaign]), from_records([campaign]))
         assert not opened.notes
+
+
+def test_columns_are_of_one_state_while_another_process_reads_what_was_appended(
+    index: Path, campaign: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The campaign goes on, and another process brings the index up to date between two columns of ours."""
+    gathered([campaign], index)
+    before = from_records([campaign])
+    more = "".join(wire.dumps(one) + "\n" for one in case(noisy(40, seed=1), start=60)[30:])
+    column, calls = RecordIndex.column, iter(range(1_000_000))
+
+    def interrupted(self: RecordIndex, files: Sequence[int], name: str) -> Column:
+        if self is opened and next(calls) == 5:
+            with (campaign / "records.jsonl").open("a") as file:
+                file.write(more)
+            with RecordIndex(index) as other:
+                other.refresh([(campaign / "records.jsonl").resolve()])
+        return column(self, files, name)
+
+    monkeypatch.setattr(RecordIndex, "column", interrupted)
+    with RecordIndex(index) as opened:
+        assert_equal(opened.gather([campaign]), before)
+        assert len(opened.gather([campaign]).frame) == len(before) + 10
+        assert not opened.notes
+
+
+@pytest.mark.parametrize("forever", [False, True])
+def test_half_of_a_file_is_waited_for_and_is_no_damage(
+    index: Path, campaign: Path, monkeypatch: pytest.MonkeyPatch, forever: bool
+) -> None:
+    """Another process has stored rows, and not yet what all rows tell together, just when we load."""
+    gathered([campaign], index)
+    inode = index.stat().st_ino
+    lines = [wire.dumps(one) + "\n" for one in case(noisy(80, seed=1), start=60)[30:]]
+    refresh = RecordIndex.refresh
+    times = iter(range(1000))
+
+    class Killed(Exception):
+        pass
+
+    def derive(*_: object) -> None:
+        raise Killed
+
+    def followed(self: RecordIndex, *args: Any) -> None:
+        refresh(self, *args)
+        if self is opened and (next(times) == 0 or forever):
+            with (campaign / "records.jsonl").open("a") as file:
+                file.write(lines.pop())
+            with monkeypatch.context() as patch, RecordIndex(index) as other:
+                patch.setattr(record_index._Reading, "_derive", derive)
+                with pytest.raises(Killed):
+                    refresh(other, [(campaign / "records.jsonl").resolve()])
+
+    monkeypatch.setattr(RecordIndex, "refresh", followed)
+    with RecordIndex(index) as opened:
+        if forever:
+            with pytest.raises(InputError, match="other processes change it all the time"):
+                opened.gather([campaign])
+        else:
+            assert_equal(opened.gather([campaign]), from_records([campaign]))
+        assert not opened.notes
+    assert index.stat().st_ino == inode
+
+
+def test_an_index_that_another_process_has_repaired_is_kept(
+    index: Path, campaign: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gathered([campaign], index)
+    column, times = RecordIndex.column, iter([True])
+
+    def damaged(self: RecordIndex, files: Sequence[int], name: str) -> Column:
+        if self is opened and next(times, False):
+            for path in index.parent.glob(f"{index.name}*"):
+                path.unlink()
+            gathered([campaign], index)
+            made.append(index.stat().st_ino)
+            raise Damaged("as the other process found, too")
+        return column(self, files, name)
+
+    made: list[int] = []
+    monkeypatch.setattr(RecordIndex, "column", damaged)
+    with RecordIndex(index) as opened:
+        assert_equal(opened.gather([campaign]), from_records([campaign]))
+        assert not opened.notes
+    assert made == [index.stat().st_ino]
+
+
+@pytest.mark.parametrize("waits", [False, True])
+def test_a_file_system_without_locks_ends_with_a_sentence(
+    index: Path, campaign: Path, monkeypatch: pytest.MonkeyPatch, waits: bool
+) -> None:
+    def flock(file: object, how: int) -> None:
+        if waits and how & fcntl.LOCK_NB:
+            raise BlockingIOError
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with pytest.raises(InputError, match=r"used: index\.sqlite\.lock: No locks available") as caught:
+        gathered([campaign], index)
+    assert "--no-index" in caught.value.hint
+
+
+def test_a_lock_that_cannot_be_opened_ends_with_a_sentence(index: Path, campaign: Path) -> None:
+    index.with_name(f"{index.name}.lock").mkdir()
+    with pytest.raises(InputError, match=r"used: index\.sqlite\.lock: Is a directory") as caught:
+        gathered([campaign], index)
+    assert "--no-index" in caught.value.hint
 
 
 def test_a_full_disk_ends_with_a_sentence_and_keeps_the_index(index: Path, campaign: Path) -> None:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import random
+import re
+import struct
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -380,6 +383,42 @@ def test_a_hostile_bundle_writes_nothing(tmp_path: Path) -> None:
     )
     assert all(label.isprintable() for label in captures.read(path))
     assert sorted(file.name for file in tmp_path.rglob("*")) == ["b.zip"]
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_damaged_bundles_are_refused(tmp_path: Path, method: int) -> None:
+    path = tmp_path / "b.zip"
+    with zipfile.ZipFile(path, "w", method) as archive:
+        archive.writestr("b/proc/loadavg", random.Random(1).randbytes(400))
+    whole = path.read_bytes()
+    refused = 0
+    for at in range(len(whole)):
+        path.write_bytes(whole[:at] + bytes([whole[at] ^ 0x55]) + whole[at + 1 :])
+        try:
+            captures.read(path)
+        except InputError as error:
+            refused += bool(re.search(r"cannot be read: .", str(error)))
+    assert refused > 400
+
+
+def test_a_damaged_bundle_that_ends_early_is_refused(tmp_path: Path) -> None:
+    """A stored file that promises more than the bundle holds."""
+    path = tmp_path / "b.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("b/proc/loadavg", b"x" * 40)
+    data = path.read_bytes()
+    sizes = struct.pack("<LL", 40, 40)
+    path.write_bytes(data.replace(sizes, struct.pack("<LL", 4000, 4000)))
+    with pytest.raises(InputError, match="cannot be read: the file is damaged"):
+        captures.read(path)
+
+
+def test_names_that_no_machine_has_are_left_out() -> None:
+    """Each beginning of a name is a folder: of these, gigabytes."""
+    endless, deep = "/".join("x" * 2**19), "proc/" + "d/" * 100 + "f"
+    tree = CapturedTree({"proc/" + endless: "1", deep: "1", "proc/loadavg": "2"}, iter([endless, "proc/no"]))
+    assert tree.names("proc") == ["loadavg", "no"]
+    assert (tree.text("proc/loadavg"), tree.text(deep), tree.text("proc/no")) == ("2", None, None)
 
 
 def test_no_such_file(tmp_path: Path) -> None:

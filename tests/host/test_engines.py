@@ -12,7 +12,8 @@ import pytest
 from stbench.agent import external
 from stbench.agent.wire import Program, Reading
 from stbench.builds import peer
-from stbench.builds.programs import check_engines, programs_of
+from stbench.builds.programs import at_home, check_engines, programs_of
+from stbench.devices.board import Board
 from stbench.devices.engine_entries import EngineEntry
 from stbench.devices.inventory import Device, parse_inventory
 from stbench.errors import BuildError, InventoryError, SweepError, UsageError
@@ -353,6 +354,25 @@ def test_the_built_llama_bench_is_taken(bench: Path, monkeypatch: pytest.MonkeyP
     found = programs_of(Device("local"), ["sbr", "llama-bench"], {"tiny-qwen3": "tiny-qwen3"})
     assert found["llama-bench"].program.command == [str(bench)]
     assert len(found["llama-bench"].build) == 64
+
+
+def test_a_boards_program_may_lie_in_its_home_directory() -> None:
+    text = """\
+devices:
+  far:
+    connector: ssh
+    host: h
+    engines:
+      llama-bench: {path: ~/bin/llama-bench, args: [-fa, 1]}
+      mine: {command: [echo, "{model}"], prefill: {json: v}}
+"""
+    (device,) = parse_inventory(text.encode(), "d").devices
+    found = programs_of(device, ["llama-bench"], {"tiny-qwen3": "tiny-qwen3"})["llama-bench"]
+    there = Board("3.11.2", "aarch64", "glibc 2.36", "/home/pi")
+    assert at_home(found, there.path).program.command == ["/home/pi/bin/llama-bench", "-fa", "1"]
+    with pytest.raises(InventoryError, match="far needs the program's absolute path there") as caught:
+        programs_of(device, ["mine"], {"tiny-qwen3": "tiny-qwen3"})
+    assert "~/program" in caught.value.hint
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,7 @@ import pytest
 from stbench.devices.inventory import parse_inventory
 from stbench.errors import ModelError
 from stbench.models import hub
+from stbench.sweeps.prepare import label_name
 from tests.conftest import require
 from tests.host.conftest import Sandbox
 
@@ -123,7 +124,9 @@ except StbenchError as error:
 """
 
 
-def start(server: Hub, home: Path, reference: str, token: str = "") -> subprocess.Popen[str]:
+def start(
+    server: Hub, home: Path, reference: str, token: str = "", offline: bool = False
+) -> subprocess.Popen[str]:
     """In a process of its own: the library reads its environment once."""
     environment = {key: value for key, value in os.environ.items() if not key.startswith(("HF_", "HUGGING"))}
     environment.update(
@@ -135,6 +138,7 @@ def start(server: Hub, home: Path, reference: str, token: str = "") -> subproces
         HF_HUB_ETAG_TIMEOUT="120",
         HF_HUB_DOWNLOAD_TIMEOUT="120",
         **({"HF_TOKEN": token} if token else {}),
+        **({"HF_HUB_OFFLINE": "1"} if offline else {}),
     )
     return subprocess.Popen(
         [sys.executable, "-c", FETCH, reference],
@@ -145,8 +149,8 @@ def start(server: Hub, home: Path, reference: str, token: str = "") -> subproces
     )
 
 
-def fetch(server: Hub, home: Path, reference: str, token: str = "") -> list[str]:
-    out, _ = start(server, home, reference, token).communicate(timeout=300)
+def fetch(server: Hub, home: Path, reference: str, token: str = "", offline: bool = False) -> list[str]:
+    out, _ = start(server, home, reference, token, offline).communicate(timeout=300)
     assert "Traceback" not in out, out
     return out.splitlines()
 
@@ -228,6 +232,12 @@ def test_a_token_opens_and_is_left_nowhere(server: Hub, tmp_path: Path) -> None:
 def test_no_hub_and_no_copy(tmp_path: Path, server: Hub) -> None:
     server.files["m.gguf"] = b"GGUF"
     there = fetch(server, tmp_path, "hf:me/models/m.gguf")[-1]
+    asked = len(server.requests)
+    assert fetch(server, tmp_path, "hf:me/models/m.gguf", offline=True)[-1] == there
+    refused = fetch(server, tmp_path, "hf:me/models/other.gguf", offline=True)[-1]
+    assert "the hub cannot be reached (" in refused
+    assert "ffline" in refused
+    assert len(server.requests) == asked
     server.shutdown()
     server.server_close()
     assert fetch(server, tmp_path, "hf:me/models/m.gguf")[-1] == there, "what is in the cache needs no hub"
@@ -241,6 +251,16 @@ def test_no_hub_and_no_copy(tmp_path: Path, server: Hub) -> None:
 def test_references_that_are_none(wrong: str) -> None:
     with pytest.raises(ModelError, match="expected hf:owner/repository"):
         hub.fetch(wrong, lambda stage, done, total: None)
+
+
+def test_a_reference_is_called_by_its_file_and_revision() -> None:
+    named = {
+        "hf:o/r/deep/f.gguf": "f",
+        "hf:o/r/f.gguf@main": "f-main",
+        "hf:o/r/f.gguf@refs/pr/3": "f-refs-pr-3",
+        "hf:o/r/g.gguf@refs/pr/3": "g-refs-pr-3",
+    }
+    assert {name: label_name(name) for name in named} == named
 
 
 def test_the_package_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -54,7 +54,8 @@ def test_all_errors_at_once_with_their_lines() -> None:
         'devices.yaml:3: devices.rpi5.port: expected an integer, got "22a"',
         "devices.yaml:4: devices.rpi5.prot: unknown key; did you mean port?",
         "devices.yaml:5: devices.rpi5.threads: expected a thread count, a list of them, all or auto, got [0]",
-        'devices.yaml:6: devices.rpi5.cpus: expected CPU numbers, such as [4, 5, 6, 7] or "4-7", got "3-1"',
+        "devices.yaml:6: devices.rpi5.cpus: expected CPU numbers from 0 to 4095, such as "
+        '[4, 5, 6, 7] or "4-7", got "3-1"',
         'devices.yaml:7: devices.rpi5.enabled: expected true or false, got "maybe"',
         'devices.yaml:8: devices.rpi5.connector: expected local or ssh, got "telnet"',
         'devices.yaml:10: devices.other.extends: unknown device "rpi"; did you mean rpi5?',
@@ -129,6 +130,9 @@ devices:
             "devices: {a: {host: 'two words'}}",
             'devices.yaml:1: devices.a.host: expected a host name or address, got "two words"',
         ),
+        ("devices: {a: {cpus: '7-4,1'}}", "devices.a.cpus: expected CPU numbers from 0 to 4095, such as"),
+        ("devices: {a: {cpus: '9000'}}", "devices.a.cpus: expected CPU numbers from 0 to 4095, such as"),
+        ("devices: {a: {cpus: '0-4096'}}", "devices.a.cpus: expected CPU numbers from 0 to 4095, such as"),
         (
             "devices: {a: {user: 'a b'}}",
             'devices.yaml:1: devices.a.user: expected a user name, got "a b"',

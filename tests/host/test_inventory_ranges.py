@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from stbench.devices.device_entry import CheckEntry
 from stbench.devices.inventory import parse_inventory
 from tests.host.test_inventory import problems
 
@@ -93,6 +94,13 @@ def test_secrets_are_refused_and_not_shown(entry: str) -> None:
     assert sum("secrets do not belong in this file" in problem for problem in found) == 1, found
     assert "hunter2" not in "\n".join(found)
     assert found[0].startswith("devices.yaml:3: devices.board.")
+
+
+def test_metrics_of_check_are_no_secrets() -> None:
+    keys = ", ".join(f"{key}: 3" for key in CheckEntry.model_fields)
+    text = f"devices:\n  board:\n    connector: local\n    check: {{{keys}}}\n"
+    (board,) = parse_inventory(text.encode(), "d").devices
+    assert board.check is not None
 
 
 def test_harmless_names_are_no_secrets() -> None:

@@ -214,6 +214,10 @@ def test_two_files_of_one_name_are_refused(sandbox: Sandbox, library_path: Path)
             "models", "make", "tiny-llama", "-o", f"{folder}/m.gguf", "--library", str(library_path)
         )
         assert (code, out.strip()) == (0, str(sandbox.directory / folder / "m.gguf")), err
+    code, out, err = sandbox.run("models", "make", "tiny-llama", "-o", "a", "--library", str(library_path))
+    made = Path(out.strip())
+    assert (code, made.parent, made.is_file()) == (0, sandbox.directory / "a", True), err
+    assert made.name.startswith("tiny-llama")
     code, _, err = sandbox.run("plan", "--models", "a/m.gguf,b/m.gguf", "--library", str(library_path))
     assert code == 2
     assert "two models would be called 'm' in labels" in err

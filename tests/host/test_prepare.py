@@ -11,11 +11,13 @@ from typing import ClassVar
 
 import pytest
 
+from stbench.agent.wire import Program
 from stbench.builds.build import Library, describe, find_library
 from stbench.campaigns.agentclient import Agent
 from stbench.campaigns.deploy import deploy
 from stbench.connectors.base import Connector
 from stbench.connectors.local import LocalConnector
+from stbench.devices.engine_entries import EngineEntry
 from stbench.devices.inventory import Device
 from stbench.errors import BuildError, BusyError, DeviceError, LinkLost, ModelError, StbenchError, Unreachable
 from stbench.sweeps import prepare
@@ -99,6 +101,16 @@ def test_boards_are_connected_at_the_same_time(sandbox: Sandbox, far: type[Far])
     with prepared(devices, ["fake:"], None, ignore) as ready:
         assert [one.target.device.name for one in ready] == [device.name for device in devices]
     assert sorted(far.closed) == sorted(device.name for device in devices[1:])
+
+
+def test_a_program_in_a_boards_home_directory_gets_its_full_path(sandbox: Sandbox, far: type[Far]) -> None:
+    program = Program("llama-bench", ["~/bin/llama-bench", "-fa", "1"])
+    (board,) = fleet(1, sandbox)
+    board = replace(board, engines={"llama-bench": EngineEntry("llama-bench", program)})
+    with prepared([board], ["fake:"], None, ignore, engines=["llama-bench"]) as (ready,):
+        command = ready.target.programs["llama-bench"].program.command
+    assert command == [str(Path.home() / "bin/llama-bench"), "-fa", "1"]
+    assert far.closed == ["b0"]
 
 
 def failing(names: dict[str, StbenchError]) -> Callable[[Far], None]:

@@ -170,7 +170,12 @@ def test_a_cpu_hog_started_mid_sweep_is_marked_and_its_runs_repeated(
     hogged = found[first:]
     assert len(hogged) >= 2, "the hogs came too late"
     verdicts = dict(zip(map(id, found), judge(found), strict=True))
-    assert all(verdicts[id(record)].disturbed for record in hogged)
+    unmarked = [
+        (record.label, record.replicate, record.bracket, record.telemetry)
+        for record in hogged
+        if not verdicts[id(record)].disturbed
+    ]
+    assert not unmarked
     assert any("other processes took" in reason for r in hogged for reason in verdicts[id(r)].reasons)
     assert any(record.attempt == 1 for record in hogged), "nothing was run again"
     assert sum(record.attempt for record in found) <= 3, "more than half of the jobs were run again"

@@ -138,6 +138,20 @@ def test_all_errors_of_file_and_options_at_once() -> None:
     ]
 
 
+@pytest.mark.parametrize("key", ["models", "depth", "threads", "prompt", "gen", "cache", "sparse_ffn"])
+def test_an_empty_list_is_no_axis(key: str) -> None:
+    with pytest.raises(SweepError) as caught:
+        build_sweep({}, f"preset: quick\n{key}: []\n".encode(), "s.yaml")
+    assert caught.value.problems[0].startswith(f"s.yaml:2: {key}: expected ")
+
+
+@pytest.mark.parametrize("text", ["12582912", "1073741824", "1.5GiB"])
+def test_sizes_may_be_in_bytes(text: str) -> None:
+    """Messages name the smallest that works in bytes, and are typed as they are."""
+    size = int(float(text.removesuffix("GiB")) * (1 << 30)) if "G" in text else int(text)
+    assert build_sweep({"memory_limit": text}).memory_limit == (size,)
+
+
 def test_errors_name_options_as_they_are_typed() -> None:
     with pytest.raises(SweepError) as caught:
         build_sweep({"sparse_lm_head": "x_y", "lm_head_threshold": 1e10, "n_batch": 0})

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import zlib
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -237,6 +238,8 @@ def test_what_the_supervisor_saw_is_on_the_same_clock(late_ms: int) -> None:
         (("-n", "4,8"), "profile runs one case, and this makes 2"),
         (("-p", "8"), "generates nothing"),
         (("-n", "4", "--models", "x"), "--models does not fit"),
+        (("-n", "4", "-r", "3"), "--replicates does not fit: profile makes one run"),
+        (("-n", "4", "--max-time", "1m"), "--max-time does not fit"),
         (("-n", "4", "-t", "auto"), "-t auto"),
         (("-n", "4", "--chart", "x.gif"), "expected a name that ends in .png or .svg"),
         (("-n", "4", "--engines", "fake"), "there is no timeline"),
@@ -249,10 +252,55 @@ def test_what_does_not_fit(sandbox: Sandbox, library_path: Path, more: tuple[str
     assert said in " ".join(err.split())
 
 
+def written(path: Path, events: bytes, **head: Any) -> Path:
+    whole = {"label": "x", "n_threads": 2, "n_lost": 0, "n_events": len(events) // 48, "capacity": 99, **head}
+    path.write_bytes(timelines.MAGIC + json.dumps(whole).encode() + b"\n" + zlib.compress(events))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("head", "said"),
+    [
+        ({"n_threads": 10**11}, "n_threads must be 0 to 1024"),
+        ({"n_threads": -1}, "n_threads must be 0 to 1024"),
+        ({"n_lost": 1 << 64}, "n_lost must be"),
+        ({"capacity": 1 << 17}, "capacity must be 0 to 65536"),
+        ({"n_events": 3 * 65536 + 1}, "n_events must be 0 to 196608"),
+        ({"n_events": 3 * 65536}, "cannot hold its events"),
+        ({"n_events": float("inf")}, "its second line"),
+    ],
+)
+def test_counts_that_no_run_writes_are_refused(tmp_path: Path, head: dict[str, Any], said: str) -> None:
+    with pytest.raises(InputError, match=rf"x\.timeline: the timeline is damaged: .*{said}"):
+        profile.load(written(tmp_path / "x.timeline", made(*MADE).events.tobytes(), **head))
+
+
+def test_events_that_unpack_to_gigabytes_are_not_unpacked(tmp_path: Path) -> None:
+    path = written(tmp_path / "x.timeline", bytes(48 * 3 * 65536))
+    with pytest.raises(InputError, match=r"\d+ bytes cannot hold its events"):
+        profile.load(path)
+
+
+def test_counts_are_numbers(tmp_path: Path) -> None:
+    path = written(tmp_path / "x.timeline", made(*MADE).events.tobytes(), n_threads="2", capacity="99")
+    found = profile.load(path)
+    assert (found.n_threads, found.capacity) == (2, 99)
+    assert len(profile.tokens(found)) == 1
+
+
+def test_layers_that_no_model_has_are_refused(tmp_path: Path) -> None:
+    events = made(*MADE).events
+    events["layer"] = NONE
+    events["layer"][1] = 4095
+    found = profile.load(written(tmp_path / "x.timeline", events.tobytes()))
+    assert len(profile.summarise(found, profile.tokens(found)).layers) in (0, 4096)
+    events["layer"][1] = NONE - 1
+    with pytest.raises(InputError, match="an event is of a layer above 4095"):
+        profile.load(written(tmp_path / "x.timeline", events.tobytes()))
+
+
 @pytest.mark.parametrize("damage", ["cut", "magic", "packed", "count", "empty"])
 def test_damaged_files_are_refused(tmp_path: Path, damage: str) -> None:
-    import zlib
-
     raw = made(*MADE).events.tobytes()
     head = {"label": "x", "n_threads": 2, "n_lost": 0, "n_events": len(MADE), "capacity": 99}
     whole = timelines.MAGIC + json.dumps(head).encode() + b"\n" + zlib.compress(raw)

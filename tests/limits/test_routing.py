@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import array
+import itertools
 import json
 import random
 import resource
 import subprocess
 import sys
+import tracemalloc
 import zlib
 from pathlib import Path
 from typing import Any
@@ -101,6 +103,7 @@ def swapped(packed: bytes) -> bytes:
         (with_header(n_tokens=1 << 40), "n_tokens: expected"),
         (with_header(n_tokens=1 << 26), "are too many"),
         (with_header(n_expert=10**400), "n_expert: expected"),
+        (with_header(n_layer=4096, n_expert=4096), "16777216 experts, which are too many: at most 4194304"),
         (with_header(n_expert_used=9), "9 of 8 experts cannot be used"),
         (with_header(n_tokens=21), "exactly 126 bytes"),
         (with_header(n_tokens=19), "exactly 114 bytes"),
@@ -243,6 +246,11 @@ def test_shapes_that_would_hit_differently_are_refused(shape: tuple[int, int, in
         trace().fit_to(*shape)
 
 
+def test_a_model_of_too_many_experts_replays_none() -> None:
+    with pytest.raises(RoutingError, match="at most 4194304 in all layers"):
+        Routing(1, 1 << 16, 1, array.array("H", [0])).fit_to(65, 1 << 16, 1)
+
+
 # ---- made ----
 
 
@@ -282,10 +290,29 @@ def test_uniform_is_uniform() -> None:
     assert found.reuse_previous == pytest.approx(4 / 32, abs=0.01)
 
 
+@pytest.mark.parametrize("at_once", [1, 20, 1 << 20])
+def test_what_the_token_before_used(monkeypatch: pytest.MonkeyPatch, at_once: int) -> None:
+    monkeypatch.setattr(routings, "_REUSE_VALUES", at_once)
+    found = routings.make("hot", 3, 16, 2, 40, stay=0.4)
+    every = [sets(found, layer) for layer in range(3)]
+    again = sum(len({*a} & {*b}) for row in every for a, b in itertools.pairwise(row))
+    assert routings.describe(found).reuse_previous == again / (39 * 3 * 2)
+
+
+def test_many_experts_are_described_in_little_memory() -> None:
+    found = Routing(1, 1 << 16, 1, array.array("H", range(2000)))
+    tracemalloc.start()
+    routings.describe(found)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 32 << 20
+
+
 @pytest.mark.parametrize(
     "given",
     [
         {"kind": "lukewarm"},
+        {"n_layer": 4096, "n_expert": 1025},
         {"kind": "hot", "n_expert": 8, "n_expert_used": 4},
         {"kind": "hot", "n_expert": 128, "n_expert_used": 8},
         {"n_expert_used": 9},

@@ -211,6 +211,8 @@ def test_impossible_calls_are_refused(library: sbr.Library) -> None:
 # ---- a policy of the user's own ----
 
 MINE = """
+from collections import OrderedDict, UserDict
+
 class Mine:
     def __init__(self, shape):
         self.order, self.shape = [], shape
@@ -227,10 +229,30 @@ class Mine:
 class Plain(Mine):
     def __init__(self):
         self.order = []
+
+class OfBuiltIn(OrderedDict):
+    def used(self, unit):
+        self[unit] = True
+        self.move_to_end(unit)
+    def evict(self, held):
+        victim = next(unit for unit in self if not held[unit])
+        del self[victim]
+        return victim
+
+class WithShape(OfBuiltIn):
+    def __init__(self, shape):
+        super().__init__()
+        assert shape.units_per_token == 2
+
+class OfLibrary(UserDict):
+    def used(self, unit):
+        self.pop(unit, None)
+        self[unit] = True
+    evict = OfBuiltIn.evict
 """
 
 
-@pytest.mark.parametrize("kind", ["Mine", "Plain"])
+@pytest.mark.parametrize("kind", ["Mine", "Plain", "OfBuiltIn", "WithShape", "OfLibrary"])
 @pytest.mark.parametrize("name", ["uniform", "hot"])
 def test_a_least_recently_used_of_ones_own_equals_the_built_in(
     library: sbr.Library, tmp_path: Path, kind: str, name: str
@@ -255,6 +277,9 @@ def test_a_least_recently_used_of_ones_own_equals_the_built_in(
          r"p\.py:3: P\.used\(\d+\): KeyError"),
         ("class P:\n    def __init__(self, shape):\n        shape.x\n    used = evict = print\n",
          r"p\.py:3: P\(\): AttributeError"),
+        ("class P:\n    used = evict = print\n"
+         "    def __init__(self, shape): pass\n    __init__.__signature__ = 3\n",
+         r"p\.py: P\(\): TypeError"),
         ("class P:\n    def used(self, unit): pass\n    def evict(self, held): return 1 // 0\n",
          r"p\.py:3: P\.evict\(\): ZeroDivisionError"),
         ("class P:\n    def used(self, unit): pass\n    def evict(self, held): return None\n",

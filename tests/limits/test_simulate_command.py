@@ -133,6 +133,13 @@ def test_without_a_size_of_experts_shares_are_enough(sandbox: Sandbox, tmp_path:
     code, out, _ = sandbox.run("simulate", str(path), "--cache", "1MiB", "--unit-bytes", "131072")
     assert code == 0
     assert " 8 " in out
+    rates = ("--storage-rate", "1.5", "--compute-rate", "30")
+    code, out, err = sandbox.run("simulate", str(path), *rates)
+    assert (code, out) == (2, "")
+    assert "tokens/s depend on the size of an expert" in err
+    assert "--model NAME or --unit-bytes N" in err
+    code, out, _ = sandbox.run("simulate", str(path), *rates, "--unit-bytes", "131072")
+    assert (code, "predicted tokens/s" in out) == (0, True)
 
 
 def test_a_trace_of_another_shape_is_replayed(sandbox: Sandbox, tmp_path: Path) -> None:
@@ -219,6 +226,7 @@ def test_campaigns_that_tell_no_rate(tmp_path: Path, trace: Path) -> None:
         (("--policy", "x.py"), "expected FILE.py:CLASS"),
         (("--policy", "nowhere.py:X"), "there is no file nowhere.py"),
         (("--storage-rate", "1.5"), "need both"),
+        (("--guess-right", "0.5"), "--guess-right 0.5: --prefetch exact guesses nothing"),
         (("--storage-rate", "0", "--compute-rate", "3"), "--storage-rate 0.0: expected"),
         (("--storage-rate", "nan", "--compute-rate", "3"), "--storage-rate nan: expected"),
         (("--warmup", "80"), "--warmup 80: expected 0 up to"),

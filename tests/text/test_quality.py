@@ -98,6 +98,8 @@ def test_command_says_what_is_not_meaningful(
         "--library",
         str(library_path),
     ]
+    assert cli.main([*command, "--seed", "-1"]) == 2
+    assert "--seed: expected 0 or more, got -1" in capsys.readouterr().err
     assert cli.main(command) == 0
     assert "not meaningful on synthetic weights" in capsys.readouterr().out
     assert cli.main([*command, "--json", "--quiet"]) == 0

@@ -118,6 +118,14 @@ def test_perplexity_command(
     assert "not meaningful: the weights are synthetic" in capsys.readouterr().out
     assert cli.main([*command, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["context"] == 64
+    # One token is scored, so there is no spread.
+    text.write_text("words")
+    command[command.index("64")] = "4"
+    assert cli.main([*command, "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert (document["scored"], document["standard_error"]) == (1, None)
+    assert cli.main(command) == 0
+    assert "+-" not in capsys.readouterr().out
     text.write_bytes(b"abc\xff")
     assert cli.main(command) == 2
     assert "not UTF-8 text (byte 3)" in capsys.readouterr().err

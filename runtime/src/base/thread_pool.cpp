@@ -5,7 +5,9 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <climits>
+#include <cstring>
 #include <system_error>
 
 #include "base/error.h"
@@ -22,6 +24,7 @@ struct CpuMask {
 
   bool get(uint32_t cpu) const { return cpu < kMaxCpus && ((bits[cpu / 64] >> (cpu % 64)) & 1) != 0; }
   void set(uint32_t cpu) { bits[cpu / 64] |= uint64_t{1} << (cpu % 64); }
+  bool operator==(const CpuMask& other) const { return std::memcmp(bits, other.bits, sizeof bits) == 0; }
 };
 
 int32_t current_thread_id() { return static_cast<int32_t>(syscall(SYS_gettid)); }
@@ -35,21 +38,27 @@ CpuMask current_mask() {
 
 bool set_mask(const CpuMask& mask) { return syscall(SYS_sched_setaffinity, 0, sizeof(mask.bits), mask.bits) == 0; }
 
-bool pin_to(uint32_t cpu) {
+CpuMask only(uint32_t cpu) {
   CpuMask mask;
   mask.set(cpu);
-  return set_mask(mask);
+  return mask;
 }
 
-// Pools that pin the present thread, and where it was allowed before the first of them.
+// Pools that pin the present thread, where it was allowed before the first of them, and where they put it.
 struct PinnedBy {
-  uint32_t pools = 0;
-  CpuMask before;
+  std::vector<const void*> pools;
+  CpuMask before, now;
 };
 thread_local PinnedBy pinned_by;
 
+// Whether it is still where a pool put it; its program may have placed it elsewhere since.
+bool held_by_a_pool() { return !pinned_by.pools.empty() && current_mask() == pinned_by.now; }
+
 // What this thread may use, whichever CPU a pool of its own holds it to.
-CpuMask allowed_mask() { return pinned_by.pools == 0 ? current_mask() : pinned_by.before; }
+CpuMask allowed_mask() {
+  const CpuMask mask = current_mask();
+  return !pinned_by.pools.empty() && mask == pinned_by.now ? pinned_by.before : mask;
+}
 
 inline void pause_cpu() {
 #if defined(__x86_64__) || defined(__i386__)
@@ -123,16 +132,11 @@ ThreadPool::ThreadPool(uint32_t n_threads, std::vector<uint32_t> cpus)
   spins_ = n_threads <= cores ? 4000 : 50;
 
   ids_[0] = current_thread_id();
-  place_caller();
-  // A thread inherits the CPUs of the one that starts it, which another pool may hold to one.
-  const std::function<void(uint32_t)> introduce = [this, &before](uint32_t tid) {
+  place_caller();  // a thread inherits the CPUs of the one that starts it
+  const std::function<void(uint32_t)> introduce = [this](uint32_t tid) {
     if (tid == 0) return;
     ids_[tid] = current_thread_id();
-    if (cpus_.empty()) {
-      set_mask(before);
-    } else {
-      pin_to(cpus_[tid % cpus_.size()]);
-    }
+    if (!cpus_.empty()) set_mask(only(cpus_[tid % cpus_.size()]));
   };
   try {
     threads_.reserve(n_threads - 1);
@@ -154,21 +158,27 @@ void ThreadPool::end() {
   job_ = nullptr;
   start_.advance();
   for (std::thread& thread : threads_) thread.join();
-  if (current_thread_id() == pinned_caller_ && --pinned_by.pools == 0) set_mask(pinned_by.before);
+  std::vector<const void*>& pools = pinned_by.pools;
+  const auto at = std::find(pools.begin(), pools.end(), this);
+  if (at == pools.end()) return;
+  const bool held = held_by_a_pool();
+  pools.erase(at);
+  if (held && pools.empty()) set_mask(pinned_by.before);
 }
 
 // Other pools of the same thread may have placed it elsewhere meanwhile, so this is repeated at every run.
 void ThreadPool::place_caller() {
-  if (cpus_.empty()) {
-    if (pinned_by.pools != 0) set_mask(pinned_by.before);
-    return;
-  }
-  const int32_t id = current_thread_id();
-  if (id != pinned_caller_) {
-    if (pinned_by.pools++ == 0) pinned_by.before = current_mask();
-    pinned_caller_ = id;
-  }
-  pin_to(cpus_[0]);
+  if (cpus_.empty()) return unpin_caller();
+  const CpuMask mask = current_mask();
+  std::vector<const void*>& pools = pinned_by.pools;
+  if (pools.empty() || !(mask == pinned_by.now)) pinned_by.before = mask;
+  if (std::find(pools.begin(), pools.end(), this) == pools.end()) pools.push_back(this);
+  pinned_by.now = only(cpus_[0]);
+  if (!(mask == pinned_by.now)) set_mask(pinned_by.now);
+}
+
+void ThreadPool::unpin_caller() {
+  if (held_by_a_pool()) set_mask(pinned_by.before);
 }
 
 void ThreadPool::run(const std::function<void(uint32_t)>& fn) {

@@ -52,6 +52,10 @@ class ThreadPool {
   void run(const std::function<void(uint32_t)>& fn);
   void barrier(Ahead* ahead = nullptr);
 
+  // Lets the calling thread go where it was allowed to be before pools of its own pinned it; their next run pins it
+  // again. For whoever starts threads, which inherit where it may run.
+  static void unpin_caller();
+
   // Operating-system ids; [0] is the thread that made the pool.
   const std::vector<int32_t>& thread_ids() const { return ids_; }
 
@@ -65,7 +69,6 @@ class ThreadPool {
   alignas(64) std::atomic<uint32_t> arrived_{0};  // whoever reads the two below has just written this line anyway
   const uint32_t n_threads_;
   uint32_t spins_ = 0;  // before sleeping
-  int32_t pinned_caller_ = 0;
   const std::vector<uint32_t> cpus_;
   std::vector<std::thread> threads_;
   std::vector<int32_t> ids_;

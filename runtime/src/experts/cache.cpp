@@ -345,7 +345,14 @@ std::string UnitCache::failure() const {
 int32_t UnitCache::failure_status() const {
   const uint64_t failure = failure_.load(std::memory_order_relaxed);
   if (failure == 0) return SBR_OK;
-  return static_cast<int32_t>(failure & UINT32_MAX) == kDamaged ? SBR_ERR_FORMAT : SBR_ERR_IO;
+  switch (static_cast<int32_t>(failure & UINT32_MAX)) {
+    case kDamaged:
+      return SBR_ERR_FORMAT;
+    case ENOMEM:
+      return SBR_ERR_MEMORY;
+    default:
+      return SBR_ERR_IO;
+  }
 }
 
 sbr_cache_counters UnitCache::counters() const {

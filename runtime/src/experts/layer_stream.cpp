@@ -211,7 +211,8 @@ void LayerStream::throw_failure() const {
                 what + ": its bytes are not those that were written (their checksum differs); make the bundle again");
   }
   const char* hint = slot.error == EIO ? " (a failing disk, or a file that was cut short)" : "";
-  throw Error(SBR_ERR_IO, what + ": cannot be read: " + std::generic_category().message(slot.error) + hint);
+  throw Error(slot.error == ENOMEM ? SBR_ERR_MEMORY : SBR_ERR_IO,
+              what + ": cannot be read: " + std::generic_category().message(slot.error) + hint);
 }
 
 sbr_cache_counters LayerStream::counters() const {
