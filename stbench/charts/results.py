@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import pandas as pd
 
 from stbench.agent.wire import RunRecord
-from stbench.records.frame import filled, to_frame, unique_records
-from stbench.records.store import UNFINISHED
+from stbench.records.frame import filled, to_frame
+from stbench.records.one_run import finished
 
 
 @dataclass(frozen=True)
@@ -27,13 +27,9 @@ class Results:
 
 
 def results_of(records: Iterable[RunRecord], pattern: str = "") -> Results:
-    """Of whole campaigns: what was disturbed is judged over all of ``records``. ``pattern``: a glob; only
-    runs whose label fits are kept then."""
-    kept = [
-        record
-        for record in unique_records(records)
-        if record.purpose == "measure" and record.status != UNFINISHED
-    ]
+    """Of whole campaigns: what was disturbed is judged over all of ``records``, of which one per run counts.
+    ``pattern``: a glob; only runs whose label fits are kept then."""
+    kept, _ = finished(records)
     frame = filled(to_frame(kept))
     if pattern:
         chosen = [i for i, record in enumerate(kept) if fnmatch.fnmatchcase(record.label, pattern)]

@@ -21,6 +21,7 @@ from stbench.commands._sweep_options import (
 )
 from stbench.commands.plan import print_plan
 from stbench.console import print_json, stderr_console, stdout_console
+from stbench.wording import count
 
 if TYPE_CHECKING:
     from stbench.agent.wire import RunRecord
@@ -185,7 +186,6 @@ def measure(
     from stbench.campaigns.description import description
     from stbench.campaigns.references import References
     from stbench.records.store import Store, read_records
-    from stbench.wording import count
 
     directory = args.results / campaign
     with Store.open(directory) as store:
@@ -258,9 +258,9 @@ def _report(
             markup=False,
         )
     if outcome.disturbed:
-        used = f"{outcome.reruns} re-runs" if outcome.reruns != 1 else "1 re-run"
+        tried = f"in spite of {count(outcome.reruns, 're-run')}" if outcome.reruns else "not run again"
         log.print(
-            f"disturbed in spite of {used}, and marked: {', '.join(outcome.disturbed)}",
+            f"disturbed, {tried}, and marked: {', '.join(outcome.disturbed)}",
             soft_wrap=True,
             markup=False,
         )

@@ -20,8 +20,9 @@ from stbench.agent.wire import RunRecord
 from stbench.comparison.intervals import Estimate, median_estimate
 from stbench.errors import CellsFailed
 from stbench.records.frame import filled, to_frame
+from stbench.records.one_run import finished
 from stbench.tables.cells import is_wrong, undisturbed
-from stbench.tables.grid import CASE, finished
+from stbench.tables.grid import CASE
 from stbench.wording import clean
 
 # What makes a case: what tables tell apart, and where its numbers come from. The label comes first, for the

@@ -64,11 +64,6 @@ def evidence_of(record: RunRecord) -> dict[str, Any]:
     }
 
 
-def counts(purpose: str, status: str) -> bool:
-    """Whether a record is a finished measurement, which tables are made of."""
-    return purpose == "measure" and status != UNFINISHED
-
-
 def derive(column: ColumnOf) -> dict[str, Array]:
     """DERIVED, of columns that have all lines of a file in their order."""
     status, keep = column("status"), _latest(column("record_id"), column("status") == UNFINISHED)

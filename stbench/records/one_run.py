@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from typing import Protocol
 
 from stbench.agent.wire import RunRecord, to_json
+from stbench.records.lines import UNFINISHED
 from stbench.wording import case_label, clean
 
 
@@ -56,6 +57,19 @@ def one_per_run(claims: Sequence[Claim]) -> tuple[list[int], list[str]]:
                 f"taken."
             )
     return sorted(places[-1] for places in runs.values()), sorted(said)
+
+
+def counts(purpose: str, status: str) -> bool:
+    """Whether a record is a finished measurement, of which tables, charts and comparisons are made."""
+    return purpose == "measure" and status != UNFINISHED
+
+
+def finished(records: Iterable[RunRecord]) -> tuple[list[RunRecord], list[str]]:
+    """The finished measurements among them, one per run, in the order of their starts, and sentences on those
+    that claim to be one run."""
+    kept = [record for record in unique_records(records) if counts(record.purpose, record.status)]
+    places, claims = one_per_run(kept)
+    return [kept[place] for place in places], claims
 
 
 def canonical(record: RunRecord) -> str:

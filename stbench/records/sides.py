@@ -10,17 +10,17 @@ from pathlib import Path
 import pandas as pd
 
 from stbench.agent.wire import RunRecord
-from stbench.campaigns.campaign import UNFINISHED
 from stbench.errors import InputError
 from stbench.records import store
-from stbench.records.frame import to_frame, unique_records
+from stbench.records.frame import to_frame
+from stbench.records.one_run import finished
 
 
 @dataclass(frozen=True)
 class Side:
     """Rows of :func:`stbench.records.frame.to_frame` under the name that messages use. ``problems``:
-    unreadable lines of the file, one sentence each. ``chosen``: a sentence where rows were left out by what
-    was measured beside them."""
+    sentences on unreadable lines and on records that claim to be one run. ``chosen``: a sentence where rows
+    were left out by what was measured beside them."""
 
     name: str
     frame: pd.DataFrame
@@ -29,12 +29,12 @@ class Side:
 
 
 def side_of(name: str, records: Iterable[RunRecord]) -> Side:
-    """The finished measurements among ``records``."""
-    kept = [r for r in unique_records(records) if r.purpose == "measure" and r.status != UNFINISHED]
+    """The finished measurements among ``records``, one per run."""
+    kept, claims = finished(records)
     frame = to_frame(kept)
     # A run that never reached its threads, and programs that do not say them, have the requested number.
     frame["threads"] = frame["threads"].where(frame["threads"] > 0, frame["threads_requested"])
-    return Side(name, frame)
+    return Side(name, frame, tuple(claims))
 
 
 def read_side(text: str) -> Side:
@@ -56,7 +56,7 @@ def read_side(text: str) -> Side:
         what = f"no record fits {glob!r}" if glob else "no finished measurement"
         labels = ", ".join(sorted(set(side.frame["label"]))[:4])
         raise InputError(f"{path}: {what}", hint=f"labels there: {labels} ..." if labels else "")
-    return Side(text, frame, tuple(reading.problems))
+    return Side(text, frame, (*reading.problems, *side.problems))
 
 
 def split(text: str) -> tuple[Path, str]:

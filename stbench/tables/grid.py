@@ -22,10 +22,9 @@ import pandas as pd
 from stbench.agent.wire import RunRecord
 from stbench.devices.engine_names import needs_llama_cpp
 from stbench.errors import UsageError
-from stbench.records.derived import counts
-from stbench.records.frame import filled, to_frame, unique_records
+from stbench.records.frame import filled, to_frame
 from stbench.records.limited_columns import LIMITED
-from stbench.records.one_run import one_per_run
+from stbench.records.one_run import finished
 from stbench.records.rows import joined
 from stbench.sweeps.sweep import ENGINE, switches_label
 from stbench.tables import cells, engine_view, limited_grid, merging, notes, published
@@ -79,14 +78,6 @@ def build_tables(
     kept, claims = finished(records)
     frame = engine_view.rows_of_engine(to_frame(kept), engine)
     return tables_of(frame, notes.device_facts(kept), claims, ratio_to)
-
-
-def finished(records: Iterable[RunRecord]) -> tuple[list[RunRecord], list[str]]:
-    """The finished measurements among them, one per run, in the order of their starts, and sentences on those
-    that claim to be one run."""
-    kept = [record for record in unique_records(records) if counts(record.purpose, record.status)]
-    places, claims = one_per_run(kept)
-    return [kept[place] for place in places], claims
 
 
 def tables_of(

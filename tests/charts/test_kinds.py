@@ -24,6 +24,7 @@ from stbench.agent.wire import RunRecord
 from stbench.charts import breakdown, gallery, latency, series, style
 from stbench.charts.kinds import Request
 from tests.charts.material import BOARDS, GIB, HOSTILE, LAYERS, MIB, everything, full
+from tests.compare.records import case, noisy
 
 ROOT = Path(__file__).resolve().parents[2]
 NAMES = [kind.name for kind in charts.KINDS]
@@ -395,3 +396,11 @@ def test_long_text_keeps_its_ends_and_fits() -> None:
     assert fitted.endswith("end")
     for line in style.wrapped("word " * 60 + "y" * 500, 8, 3.0):
         assert style.width_in(line, 8) <= 3.0
+
+
+def test_of_two_records_of_one_run_only_the_newest_is_drawn() -> None:
+    runs = case(noisy(6))
+    edited = dataclasses.replace(runs[0], started_at="2026-01-03T00:00:00Z")
+    drawn = charts.results_of([*runs, edited])
+    assert len(drawn.frame) == 6
+    assert drawn.records[-1] == edited

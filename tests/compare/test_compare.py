@@ -339,3 +339,13 @@ def test_a_glob_selects_by_label_or_case_and_paths_may_have_colons(tmp_path: Any
         read_side(typed + ":gemma*")
     with pytest.raises(InputError, match="no such file"):
         read_side(str(tmp_path / "nothing:*"))
+
+
+def test_of_two_records_of_one_run_the_newest_counts_and_it_is_said() -> None:
+    runs = case(noisy(12))
+    edited = [dataclasses.replace(one, started_at="2026-01-03T00:00:00Z") for one in case([1000.0])]
+    found = side([*runs, *edited])
+    assert len(found.frame) == 12
+    assert found.frame["decode_tps"].max() == pytest.approx(1000)
+    assert len(found.problems) == 1
+    assert "claim to be replicate 0: the newest is taken" in found.problems[0]

@@ -63,7 +63,12 @@ def test_what_does_not_count_is_no_point_and_other_boards_are_other_series() -> 
     runs[3] = [dataclasses.replace(one, status="crashed", samples=None) for one in runs[3]]
     (series,) = series_of(side(*runs).frame, "decode_tps")
     assert [point.why for point in series.points] == ["", "", "all runs disturbed", "all runs failed", "", ""]
-    both = [*nights([50.0] * 6), *nights([90.0] * 6, fingerprint="beef")]
+    # A job's id holds the board's fingerprint.
+    others = [
+        [dataclasses.replace(one, id=one.id + "-beef") for one in night]
+        for night in nights([90.0] * 6, fingerprint="beef")
+    ]
+    both = [*nights([50.0] * 6), *others]
     found = series_of(side(*both).frame, "decode_tps")
     assert [one.told for one in found] == ["fingerprint beef", "fingerprint f00d"]
     assert all(changes_of(one) == [] for one in found)

@@ -23,6 +23,7 @@ from stbench.errors import InputError
 from stbench.records import index_reading, record_index, store
 from stbench.records.frame import to_frame
 from stbench.records.gathering import Gathered
+from stbench.records.one_run import finished
 from stbench.records.record_index import RecordIndex
 from stbench.tables import grid, notes, render
 from tests.benchmarks.million_records import generate
@@ -38,7 +39,7 @@ REAL = [ROOT / "results" / f"epyc-2core-{name}" for name in ("cache-sizes-4b", "
 
 def from_records(paths: Sequence[Path]) -> pd.DataFrame:
     """Rows as the grid makes them without an index."""
-    return to_frame(grid.finished(read(paths))[0])
+    return to_frame(finished(read(paths))[0])
 
 
 def read(paths: Sequence[Path]) -> list[RunRecord]:
@@ -61,7 +62,7 @@ def assert_same(paths: Sequence[Path], index: Path) -> Gathered:
     found = gathered(paths, index)
     assert_equal(found, from_records(paths))
     assert found.problems == tuple(text for path in paths for text in store.read_records(path).problems)
-    kept, claims = grid.finished(read(paths))
+    kept, claims = finished(read(paths))
     assert (list(found.claims), found.facts) == (claims, notes.device_facts(kept))
     return found
 

@@ -19,6 +19,7 @@ from stbench.history.points import series_of
 from stbench.records import columnar, index_reading
 from stbench.records.columnar import Damaged, assemble, encode
 from stbench.records.frame import COLUMNS
+from stbench.records.one_run import finished
 from stbench.records.rows import Rows, joined
 from stbench.tables import cells, grid, render
 from tests.compare.records import beside, case, disturbed, noisy, prompt_only
@@ -225,7 +226,7 @@ def test_tables_of_hostile_records_are_the_same_byte_for_byte(
     _write(paths[0], runs, chance)
     _write(paths[1], [_hostile(one, chance) for one in runs[::3]] + _runs(chance)[:20], chance)
     given = [paths[0].parent, paths[1]]
-    engines = sorted({one.engine for one in grid.finished(read(given))[0]})
+    engines = sorted({one.engine for one in finished(read(given))[0]})
     for options in (
         ["--format", "md"],
         ["--json"],

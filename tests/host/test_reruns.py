@@ -55,7 +55,7 @@ def test_the_bound_holds_and_what_stays_disturbed_is_marked(sandbox: Sandbox) ->
     code, _, err = sandbox.run("sweep", sweep, "--campaign", "c", "--max-reruns", "2")
     assert code == 0
     assert attempts(sandbox) == {"fake": [0] * 4, "fake:disturbed=9": [0, 1, 0, 1, 0, 0]}
-    assert "disturbed in spite of 2 re-runs, and marked: local:fake:disturbed=9/dense/t2/tg4/fake" in err
+    assert "disturbed, in spite of 2 re-runs, and marked: local:fake:disturbed=9/dense/t2/tg4/fake" in err
     table = (sandbox.directory / "reports" / "c" / "table.md").read_text()
     assert "every replicate was disturbed" in table
     assert "4 of 4 replicates disturbed and shown for want of others" in table
@@ -66,6 +66,7 @@ def test_no_reruns_on_request_and_none_without_brackets(sandbox: Sandbox) -> Non
     _, _, err = sandbox.run("sweep", sweep, "--campaign", "c", "--max-reruns", "0")
     assert attempts(sandbox) == {"fake:disturbed": [0, 0]}
     assert "disturbed runs are marked and not run again" in err
+    assert "disturbed, not run again, and marked: local:fake:disturbed/dense/t2/tg4/fake" in err
     sandbox.run("sweep", sweep, "--campaign", "d", "--bracket-ms", "0")
     assert [record.bracket for record in records(sandbox, "d")] == [None, None]
 

@@ -190,11 +190,10 @@ typedef struct sbr_probe_options {
   uint32_t n_threads;
   const uint32_t* cpus; /* as in sbr_session_options */
   uint32_t n_cpus;
-  uint32_t row_bytes; /* gather: bytes of one row; storage: bytes of one read */
-  uint64_t
-      buffer_bytes; /* memory probes: working set over all threads; memory's own rate takes more than the caches hold */
-  uint64_t duration_ns; /* how long to measure */
-  uint32_t direct;      /* storage: 1 to bypass the page cache (O_DIRECT) */
+  uint32_t row_bytes;    /* gather: bytes of one row; storage: bytes of one read */
+  uint64_t buffer_bytes; /* memory probes: working set over all threads; more than the caches hold, for memory's rate */
+  uint64_t duration_ns;  /* how long to measure */
+  uint32_t direct;       /* storage: 1 to bypass the page cache (O_DIRECT) */
   uint32_t reserved;
   uint32_t io;         /* reads: SBR_IO_* */
   uint32_t io_threads; /* reads: as in sbr_session_options */
