@@ -136,7 +136,6 @@ class RecordIndex:
         database = sqlite3.connect(self.path, timeout=600, isolation_level=None)
         self._opened = self._inode() if opened is None else opened
         try:
-            database.execute("PRAGMA journal_mode = WAL")
             # A power cut may cost the newest chunks; they are read again.
             database.execute("PRAGMA synchronous = NORMAL")
         except sqlite3.Error:
@@ -147,6 +146,8 @@ class RecordIndex:
     def _made(self) -> sqlite3.Connection:
         try:
             database = self._connected()
+            # By who makes it alone, and for good: two at once would be refused, however long they may wait.
+            database.execute("PRAGMA journal_mode = WAL")
             # In one transaction: who is killed within it leaves nothing.
             database.executescript(
                 f"BEGIN IMMEDIATE; {_TABLES} INSERT INTO meta VALUES ('{_version()}'); COMMIT;"

@@ -61,6 +61,20 @@ def test_two_readers_at_once_share_the_index(
     database.close()
 
 
+def test_an_index_that_another_process_is_just_making_is_waited_for(index: Path, campaign: Path) -> None:
+    with contextlib.ExitStack() as making, ThreadPoolExecutor(1) as pool:
+        fcntl.flock(making.enter_context(index.with_name(f"{index.name}.lock").open("a")), fcntl.LOCK_EX)
+        other = making.enter_context(contextlib.closing(sqlite3.connect(index, isolation_level=None)))
+        other.execute("BEGIN IMMEDIATE")
+        other.execute("CREATE TABLE meta (version TEXT NOT NULL)")
+        made = pool.submit(gathered, [campaign], index)
+        time.sleep(0.3)
+        assert not made.done()
+        # It is killed before it has finished.
+        making.close()
+        assert_equal(made.result(), from_records([campaign]))
+
+
 def test_rows_that_are_there_already_are_no_damage(
     index: Path, campaign: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
