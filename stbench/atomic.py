@@ -1,5 +1,6 @@
 """Files that are replaced whole or not at all."""
 
+import errno
 import os
 import tempfile
 from pathlib import Path
@@ -26,9 +27,13 @@ def write_atomically(path: Path, data: bytes) -> Path:
 
 
 def sync_directory(path: Path) -> None:
-    """The names in a directory are on the disk when this returns."""
+    """The names in a directory are on the disk when this returns, or the file system has no such call."""
     handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(handle)
+    except OSError as error:
+        # Network and phone file systems keep directories in ways of their own.
+        if error.errno != errno.EINVAL:
+            raise
     finally:
         os.close(handle)

@@ -20,8 +20,8 @@ from .jobrecord import record_of
 from .spool import Spool, Started
 
 _PR_SET_CHILD_SUBREAPER = 36
-# Killing everything takes this many looks at most; each takes some milliseconds.
-_LOOKS = 200
+# How long what was killed is waited for: GiB are given back in seconds, what hangs in the kernel never ends.
+_END_S = 10.0
 _STOPPING = (signal.SIGALRM, signal.SIGTERM, signal.SIGINT)
 
 
@@ -164,8 +164,9 @@ def start_ticks(pid: int) -> int:
 
 def end_all(session: int, parent: Optional[int] = None) -> None:
     """SIGKILL to every process of a session and to all descendants of ``parent``, but not to ``parent``;
-    returns when they are gone."""
-    for _ in range(_LOOKS):
+    returns when they are gone, or when what hangs in the kernel was waited for long enough."""
+    end = time.monotonic() + _END_S
+    while time.monotonic() < end:
         processes = _processes()
         doomed = {pid for pid, (_, its_session) in processes.items() if its_session == session}
         if parent is not None:

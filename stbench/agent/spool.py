@@ -244,5 +244,9 @@ def _sync(directory: str) -> None:
     descriptor = os.open(directory, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        # Network and phone file systems keep directories in ways of their own.
+        if error.errno != errno.EINVAL:
+            raise
     finally:
         os.close(descriptor)

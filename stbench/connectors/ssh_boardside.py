@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import errno
 import fcntl
 import hashlib
 import json
@@ -50,10 +51,13 @@ def free_bytes(path: str) -> int:
 
 
 def sync_directory(path: str) -> None:
-    """Makes a rename last."""
+    """Makes a rename last, where the file system has a call for it."""
     directory = os.open(os.path.dirname(path), os.O_RDONLY)
     try:
         os.fsync(directory)
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
     finally:
         os.close(directory)
 

@@ -143,9 +143,8 @@ def _pairs(events: Any) -> list[tuple[int, int]]:
 
 def tokens(timeline: Timeline) -> list[Token]:
     """The tokens of which every event is there. Raises :class:`InputError` when there is none."""
-    spans = timeline.of(*PHASES)
+    spans, reads = _Within(timeline.of(*PHASES)), _Within(timeline.of(kinds.TIMELINE_READ))
     complete_from = _complete_from(timeline)
-    reads = timeline.of(kinds.TIMELINE_READ)
     found = []
     for event in timeline.of(kinds.TIMELINE_TOKEN):
         if event["unit"] == 1 and event["begin"] >= complete_from:
@@ -172,15 +171,33 @@ def _complete_from(timeline: Timeline) -> int:
     return latest
 
 
-def _token(event: Any, spans: Any, reads: Any) -> Token:
+class _Within:
+    """Events in the order of their beginnings, for asking which of them are in a span of time."""
+
+    def __init__(self, events: Any) -> None:
+        self._events = events
+        self._begins = np.ascontiguousarray(events["begin"])
+        # The latest of each event and of all before it, so that it only grows.
+        self._latest_ends = np.maximum.accumulate(events["end"])
+
+    def during(self, begin: int, end: int) -> Any:
+        """Those that overlap [begin, end)."""
+        # As the columns' own type: anything else has the whole column converted for each token.
+        low = np.searchsorted(self._latest_ends, np.uint64(begin), side="right")
+        some = self._events[low : np.searchsorted(self._begins, np.uint64(end))]
+        return some[some["end"] > begin]
+
+
+def _token(event: Any, spans: _Within, reads: _Within) -> Token:
     begin, end = int(event["begin"]), int(event["end"])
-    mine = spans[(spans["begin"] >= begin) & (spans["end"] <= end)]
+    mine = spans.during(begin, end)
+    mine = mine[(mine["begin"] >= begin) & (mine["end"] <= end)]
     first = mine[mine["thread"] == 0]
     lengths = (first["end"] - first["begin"]).astype(np.int64)
     parts = {kind: int(lengths[first["kind"] == kind].sum()) for kind in PHASES}
     parts = {kind: length for kind, length in parts.items() if length}
     work = union(_pairs(mine[~np.isin(mine["kind"], IDLE)]), begin, end)
-    during = reads[(reads["begin"] < end) & (reads["end"] > begin)]
+    during = reads.during(begin, end)
     storage = union(_pairs(during), begin, end)
     compute, io_busy, overlap = _length(work), _length(storage), common(work, storage)
     total = end - begin

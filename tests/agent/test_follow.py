@@ -6,13 +6,14 @@ import os
 import re
 import signal
 import subprocess
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from stbench.agent import wire
+from stbench.agent import keeper, wire
 from stbench.agent.spool import Spool
 from stbench.agent.wire import Alive, JobSpec, RunRecord
 from tests.agent.conftest import fake_job
@@ -254,6 +255,21 @@ def test_who_comes_next_ends_what_a_killed_keeper_left(tmp_path: Path) -> None:
     assert board.run(fake_job()).status == "crashed"
     assert not descendants(keeper)
     subprocess.run(["kill", "-9", (tmp_path / "ready.1").read_text().strip()], check=True)
+
+
+def test_what_gives_its_memory_back_slowly_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a process of many GiB does."""
+    slow = subprocess.Popen(["sleep", "100"], start_new_session=True)
+    kill, dies_at = os.kill, time.monotonic() + 3.0
+
+    def slowly(pid: int, number: int) -> None:
+        if time.monotonic() > dies_at:
+            kill(pid, number)
+
+    monkeypatch.setattr(os, "kill", slowly)
+    keeper.end_all(slow.pid)
+    assert time.monotonic() > dies_at
+    assert slow.wait(5) == -signal.SIGKILL
 
 
 def test_a_defect_is_a_failed_record(tmp_path: Path) -> None:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import os
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from stbench.atomic import write_atomically
+from stbench.agent.spool import _sync
+from stbench.atomic import sync_directory, write_atomically
+from stbench.connectors import ssh_boardside
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -22,6 +25,17 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.
         write_atomically(path, b"new")
     assert path.read_bytes() == b"old"
     assert os.listdir(tmp_path) == ["x"]
+
+
+@pytest.mark.parametrize(
+    "sync", [sync_directory, _sync, lambda path: ssh_boardside.sync_directory(f"{path}/x")]
+)
+def test_a_file_system_that_cannot_sync_a_directory_is_none_that_fails(sync: Callable[[Path], None]) -> None:
+    handle = os.open("/proc", os.O_RDONLY)
+    with pytest.raises(OSError, match="Invalid argument"):
+        os.fsync(handle)
+    os.close(handle)
+    sync(Path("/proc"))
 
 
 def test_two_writers_and_a_reader_see_whole_files(tmp_path: Path) -> None:

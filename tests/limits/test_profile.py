@@ -190,6 +190,18 @@ def test_tokens_of_which_events_were_overwritten_do_not_count() -> None:
         profile.tokens(made(*MADE[1:]))
 
 
+def test_events_of_a_span_are_those_that_overlap_it() -> None:
+    rng = np.random.default_rng(1)
+    begins = np.sort(rng.integers(0, 500, 300)).astype(np.uint64) + np.uint64(2**62)
+    events = np.zeros(300, profile._DTYPE)
+    events["begin"], events["end"] = begins, begins + rng.integers(0, 90, 300).astype(np.uint64)
+    within = profile._Within(events)
+    for low, length in rng.integers(0, 500, (200, 2)).tolist():
+        begin, end = 2**62 + low, 2**62 + low + length
+        wanted = [e for e in events.tolist() if e[0] < end and e[1] > begin]
+        assert within.during(begin, end).tolist() == wanted
+
+
 def test_trace_has_both_ends_of_every_read() -> None:
     trace = trace_events(made(*MADE))
     jsonschema.validate(trace, SCHEMA)
