@@ -70,6 +70,11 @@ def records_path(path: Path) -> Path:
 
     Raises :class:`InputError` where there is none."""
     found = path / RECORDS if path.is_dir() else path
+    if found.exists() and not found.is_file():
+        raise InputError(
+            f"{found}: is not a regular file",
+            hint="records are read by their place in a file, which a pipe has not: store them in one",
+        )
     if not found.is_file():
         hint = "" if path.is_dir() else instead_of(path)
         raise InputError(

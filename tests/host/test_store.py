@@ -164,6 +164,13 @@ def test_refused_campaign_names(name: str) -> None:
         store.validate_campaign_name(name)
 
 
+def test_records_of_a_pipe_are_refused_with_its_reason(tmp_path: Path) -> None:
+    """As in a shell's ``<(git show HEAD:results/.../records.jsonl)``."""
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(InputError, match="pipe: is not a regular file"):
+        read_records(tmp_path / "pipe")
+
+
 def test_reading_what_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no such file"):
         read_records(tmp_path)
